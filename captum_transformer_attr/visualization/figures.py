@@ -1,0 +1,187 @@
+"""Pictures for papers and notebooks: matplotlib figures drawn with Captum's own image visualiser."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from captum.attr import visualization as captum_visualization
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch
+from PIL import Image
+
+from captum_transformer_attr.visualization.colors import ColorScale, scale_of, text_color
+from captum_transformer_attr.visualization.report import Example, FloatArray, ImagePanel, Report, TextPanel
+
+CELL = 2.0
+"""Width and height of one picture of a figure, in inches."""
+TEXT_WIDTH = 11.0
+LINE_HEIGHT = 0.34
+
+
+def overlay(axes: Axes, image: np.ndarray, scores: FloatArray, opacity: float = 0.6) -> ColorScale:
+    """Draw a picture with its score map over it, by Captum's ``visualize_image_attr``.
+
+    Args:
+        axes: Where to draw.
+        image: ``(H, W, 3)`` uint8.
+        scores: ``(h, w)``; stretched to the picture bilinearly.
+        opacity: Of the map, 0 to 1.
+
+    Returns:
+        The colour scale used.
+    """
+    scale = scale_of(scores)
+    if scale.flat:
+        # Captum refuses a map without any spread; the picture alone, with a word, says as much.
+        axes.imshow(image)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.text(0.5, 0.03, "all scores equal", ha="center", fontsize=7, color="white", transform=axes.transAxes)
+        return scale
+    height, width = image.shape[:2]
+    position = Image.fromarray(scale.position(scores).astype(np.float32))
+    stretched = np.asarray(position.resize((width, height), Image.Resampling.BILINEAR), dtype=np.float64)
+    captum_visualization.visualize_image_attr(
+        2.0 * stretched[..., None] - 1.0 if scale.signed else stretched[..., None],
+        image,
+        method="blended_heat_map",
+        sign="all" if scale.signed else "positive",
+        plt_fig_axis=(axes.figure, axes),
+        outlier_perc=0,
+        cmap=scale.colormap,
+        alpha_overlay=opacity,
+        use_pyplot=False,
+    )
+    return scale
+
+
+def image_figure(panel: ImagePanel, probabilities: dict[str, float] | None = None) -> Figure:
+    """One row per class, one column per method, the picture itself on the left."""
+    classes, methods = list(panel.scores), list(next(iter(panel.scores.values())))
+    columns = 1 + len(methods)
+    figure = Figure(figsize=(CELL * columns, (CELL + 0.25) * len(classes) + 0.3), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(len(classes), columns, squeeze=False)
+    for row, label in enumerate(classes):
+        picture = grid[row, 0]
+        picture.imshow(panel.image)
+        picture.set_xticks([])
+        picture.set_yticks([])
+        picture.set_title(_class_title(label, probabilities), fontsize=8, loc="left")
+        for column, method in enumerate(methods, start=1):
+            scale = overlay(grid[row, column], panel.image, panel.scores[label][method])
+            grid[row, column].set_title(method, fontsize=8)
+            grid[row, column].set_xlabel(f"{scale.low:.2g} … {scale.high:.2g}", fontsize=6)
+    return figure
+
+
+def text_figure(panel: TextPanel, probabilities: dict[str, float] | None = None) -> Figure:
+    """One line (or more, for long texts) of coloured tokens per class and method."""
+    rows = [(label, method) for label, by_method in panel.scores.items() for method in by_method]
+    lines = _wrap(panel.tokens, TEXT_WIDTH - 2.6)
+    block = LINE_HEIGHT * (len(lines) + 0.35)
+    height = block * len(rows) + LINE_HEIGHT * len(panel.scores) + 0.3
+    figure = Figure(figsize=(TEXT_WIDTH, height))
+    FigureCanvasAgg(figure)
+    axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
+    axes.set_xlim(0, TEXT_WIDTH)
+    axes.set_ylim(height, 0)
+    axes.axis("off")
+    top, previous = 0.3, ""
+    for label, method in rows:
+        if label != previous:
+            axes.text(0.15, top, _class_title(label, probabilities), fontsize=10, fontweight="bold", va="center")
+            top, previous = top + LINE_HEIGHT, label
+        axes.text(0.15, top, method, fontsize=8, va="center", color="#444444")
+        scores = panel.scores[label][method]
+        scale = scale_of(scores)
+        for number, line in enumerate(lines):
+            for index, left, width in line:
+                _draw_token(
+                    axes, panel.tokens[index], 2.4 + left, top + number * LINE_HEIGHT, width, float(scores[index]), scale
+                )
+        top += block
+    return figure
+
+
+def example_figures(example: Example) -> list[Figure]:
+    """The figures of an example, one per panel."""
+    probabilities = dict(example.probabilities)
+    return [
+        image_figure(panel, probabilities) if isinstance(panel, ImagePanel) else text_figure(panel, probabilities)
+        for panel in example.panels
+    ]
+
+
+def save_png(report: Report, path: Path, dots_per_inch: int = 130) -> None:
+    """Write all examples of a report as one PNG, one under the other.
+
+    Args:
+        report: What to draw; its tables are left to the HTML page.
+        path: Where to write.
+        dots_per_inch: Resolution.
+    """
+    pictures = []
+    for example in report.examples:
+        for figure in example_figures(example):
+            figure.set_dpi(dots_per_inch)
+            canvas = FigureCanvasAgg(figure)
+            canvas.draw()
+            pictures.append(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB"))
+    if not pictures:
+        raise ValueError("the report has no example to draw")
+    page = Image.new("RGB", (max(p.width for p in pictures), sum(p.height for p in pictures)), "white")
+    top = 0
+    for picture in pictures:
+        page.paste(picture, (0, top))
+        top += picture.height
+    page.save(path, format="PNG", optimize=True)
+
+
+def _class_title(label: str, probabilities: dict[str, float] | None) -> str:
+    if probabilities and label in probabilities:
+        return f"{label}  {100 * probabilities[label]:.1f} %"
+    return label
+
+
+def _wrap(tokens: tuple[str, ...], width: float) -> list[list[tuple[int, float, float]]]:
+    """Break tokens into lines: per line ``(token index, left edge, width)`` in inches, by an average letter width."""
+    lines: list[list[tuple[int, float, float]]] = [[]]
+    left = 0.0
+    for index, token in enumerate(tokens):
+        needed = 0.085 * max(len(token), 1) + 0.12
+        if left + needed > width and lines[-1]:
+            lines.append([])
+            left = 0.0
+        lines[-1].append((index, left, needed))
+        left += needed + 0.04
+    return lines
+
+
+def _draw_token(
+    axes: Axes, token: str, left: float, middle: float, width: float, score: float, scale: ColorScale
+) -> None:
+    red, green, blue, alpha = text_color(score, scale)
+    box = FancyBboxPatch(
+        (left, middle - 0.12),
+        width,
+        0.24,
+        boxstyle="round,pad=0.0,rounding_size=0.05",
+        facecolor=(red / 255, green / 255, blue / 255, alpha),
+        edgecolor="none",
+    )
+    axes.add_patch(box)
+    # parse_math off: a dollar sign of the text is a dollar sign.
+    axes.text(
+        left + width / 2,
+        middle + 0.01,
+        token,
+        fontsize=8,
+        ha="center",
+        va="center",
+        color="white" if alpha > 0.7 else "#222222",
+        parse_math=False,
+    )

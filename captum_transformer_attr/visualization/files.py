@@ -1,0 +1,63 @@
+"""Writing output files: all of them or none."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+Writer = Callable[[Path], None]
+
+
+def check_writable(path: str | Path) -> None:
+    """Find out before the work whether a file can be written, and leave no trace.
+
+    Raises:
+        OSError: naming the path, if it is a folder, or if its folder is missing or not writable.
+    """
+    target = Path(path)
+    if target.is_dir():
+        raise IsADirectoryError(f"cannot write {target}: it is a folder")
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"cannot write {target}: the folder {target.parent} does not exist")
+    try:
+        _temporary_beside(target).unlink()
+    except OSError as error:
+        raise PermissionError(f"cannot write {target}: {error.strerror}") from error
+
+
+def write_files(writers: Mapping[Path, Writer]) -> None:
+    """Write several files so that either all of them appear or none.
+
+    Each writer gets a temporary path in the folder of its file; the files take their names once all are written.
+
+    Args:
+        writers: Path -> function that writes that file at the path it is given.
+
+    Raises:
+        OSError: as :func:`check_writable`; nothing is left behind then.
+    """
+    for path in writers:
+        check_writable(path)
+    written: dict[Path, Path] = {}
+    try:
+        for path, write in writers.items():
+            written[path] = _temporary_beside(path)
+            write(written[path])
+        for path, temporary in written.items():
+            os.replace(temporary, path)
+    finally:
+        for temporary in written.values():
+            temporary.unlink(missing_ok=True)
+
+
+def _temporary_beside(path: Path) -> Path:
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+    os.close(descriptor)
+    temporary = Path(name)
+    # mkstemp makes files that only their owner may read; the result should be like any file the user makes.
+    mask = os.umask(0)
+    os.umask(mask)
+    temporary.chmod(0o666 & ~mask)
+    return temporary
