@@ -1,0 +1,67 @@
+"""What a loaded model is to the rest of the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from captum_transformer_attr.loading.errors import LoadingError
+from captum_transformer_attr.loading.images import ImagePreprocessing
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in eval mode with what is needed to feed it and to name its outputs.
+
+    Attributes:
+        name: How the user called it.
+        model: The module itself, untouched.
+        class_names: Name of each output, or None.
+        multi_label: Whether outputs are independent (sigmoid) instead of exclusive (softmax).
+    """
+
+    name: str
+    model: nn.Module
+    class_names: tuple[str, ...] | None
+    multi_label: bool
+
+    def to(self, device: torch.device, dtype: torch.dtype | None) -> LoadedModel:
+        """The same with the model moved; ``dtype`` None keeps its own."""
+        return replace(self, model=self.model.to(device=device, dtype=dtype))
+
+    def with_labels(self, names: tuple[str, ...] | None) -> LoadedModel:
+        """The same with other class names, if any are given."""
+        return self if names is None else replace(self, class_names=names)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Of each class, from logits ``(N, C)``."""
+        return logits.sigmoid() if self.multi_label else logits.softmax(-1)
+
+
+@dataclass(frozen=True)
+class ImageModel(LoadedModel):
+    """A classifier of images; its input is ``(N, 3, H, W)``."""
+
+    preprocessing: ImagePreprocessing
+
+
+@dataclass(frozen=True)
+class TextModel(LoadedModel):
+    """A classifier of texts; its input is what the tokenizer returns."""
+
+    tokenizer: Callable[..., Any]
+
+
+def check_finite(model: nn.Module, name: str) -> None:
+    """Refuse weights that no output can come from.
+
+    Raises:
+        LoadingError: naming the first parameter that holds NaN or infinite values.
+    """
+    for key, value in model.named_parameters():
+        if not value.isfinite().all():
+            raise LoadingError(f"model {name}: parameter {key} holds NaN or infinite values")
