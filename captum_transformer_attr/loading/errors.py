@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from captum_transformer_attr.errors import InputError
 
-class LoadingError(ValueError):
+
+class LoadingError(InputError):
     """A file, model name, label or option that cannot be used. The message is one line and says what to do."""
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from captum_transformer_attr.loading.checkpoints import load_weights, read_description
 from captum_transformer_attr.loading.errors import LoadingError, first_line
 from captum_transformer_attr.loading.images import ImagePreprocessing, PreprocessingOptions
@@ -94,7 +92,7 @@ def load_described(path: str | Path, options: PreprocessingOptions | None = None
 
 
 def image_model(
-    name: str, model: nn.Module, options: PreprocessingOptions | None = None, *, multi_label: bool = False
+    name: str, model: Any, options: PreprocessingOptions | None = None, *, multi_label: bool = False
 ) -> ImageModel:
     """A timm model with everything its ``pretrained_cfg`` says.
 
@@ -112,7 +110,7 @@ def image_model(
     return ImageModel(name, model, _class_names(model), multi_label, _preprocessing(model, options))
 
 
-def _preprocessing(model: nn.Module, options: PreprocessingOptions) -> ImagePreprocessing:
+def _preprocessing(model: Any, options: PreprocessingOptions) -> ImagePreprocessing:
     from timm.data import create_transform, resolve_data_config
 
     config = resolve_data_config({}, model=model)
@@ -128,7 +126,7 @@ def _preprocessing(model: nn.Module, options: PreprocessingOptions) -> ImagePrep
     return ImagePreprocessing(transform, tuple(config["mean"]), tuple(config["std"]))
 
 
-def _class_names(model: nn.Module) -> tuple[str, ...] | None:
+def _class_names(model: Any) -> tuple[str, ...] | None:
     from timm.data import ImageNetInfo, infer_imagenet_subset
 
     config: Any = getattr(model, "pretrained_cfg", None) or {}

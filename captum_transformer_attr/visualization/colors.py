@@ -19,7 +19,7 @@ from captum_transformer_attr.visualization.report import FloatArray
 SEQUENTIAL = "turbo"
 DIVERGING = "RdBu_r"
 CLIP_PERCENTILE = 99.5
-"""Scores of larger magnitude than this percentile are drawn as if they were at it: input-level maps have few huge pixels."""
+"""Larger magnitudes than this percentile are drawn as if they were at it: input-level maps have few huge pixels."""
 ROUNDING = 1e-6
 
 

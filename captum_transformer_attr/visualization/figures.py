@@ -101,7 +101,13 @@ def text_figure(panel: TextPanel, probabilities: dict[str, float] | None = None)
         for number, line in enumerate(lines):
             for index, left, width in line:
                 _draw_token(
-                    axes, panel.tokens[index], 2.4 + left, top + number * LINE_HEIGHT, width, float(scores[index]), scale
+                    axes,
+                    panel.tokens[index],
+                    2.4 + left,
+                    top + number * LINE_HEIGHT,
+                    width,
+                    float(scores[index]),
+                    scale,
                 )
         top += block
     return figure

@@ -12,7 +12,15 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from captum_transformer_attr.visualization.colors import ColorScale, palette, scale_of, text_color
-from captum_transformer_attr.visualization.report import Example, FloatArray, ImagePanel, Panel, Report, Table, TextPanel
+from captum_transformer_attr.visualization.report import (
+    Example,
+    FloatArray,
+    ImagePanel,
+    Panel,
+    Report,
+    Table,
+    TextPanel,
+)
 
 LARGEST_PICTURE = 640
 """Pixels of a picture's longer side on the page; larger ones are scaled down."""
@@ -53,9 +61,7 @@ def _example(example: Example) -> dict[str, Any]:
     return {
         "title": example.title,
         "note": example.note,
-        "classes": [
-            {"label": label, "probability": example.probabilities.get(label)} for label in example.classes
-        ],
+        "classes": [{"label": label, "probability": example.probabilities.get(label)} for label in example.classes],
         "panels": [_panel(panel) for panel in example.panels],
     }
 

@@ -136,7 +136,9 @@ class Table:
     def __post_init__(self) -> None:
         for name, values in self.rows:
             if len(values) != len(self.columns):
-                raise ValueError(f"table {self.title!r}: row {name!r} has {len(values)} values, not {len(self.columns)}")
+                raise ValueError(
+                    f"table {self.title!r}: row {name!r} has {len(values)} values, not {len(self.columns)}"
+                )
         if not self.higher_is_better:
             object.__setattr__(self, "higher_is_better", (None,) * len(self.columns))
         if len(self.higher_is_better) != len(self.columns):
