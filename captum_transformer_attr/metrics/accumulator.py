@@ -1,0 +1,89 @@
+"""What the streaming forms of the metrics have in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from captum_transformer_attr.errors import InputError
+from captum_transformer_attr.metrics.bootstrap import Estimate, bootstrap
+
+Bootstrap: TypeAlias = Callable[..., list[Estimate]]
+
+
+class Accumulator(ABC):
+    """Gathers a few numbers per example, so that a data set is never held at once.
+
+    `update` takes a batch, `compute` gives the score of everything seen with its bootstrap interval. The numbers per
+    example are kept on the CPU in float64 (`examples`): a million examples of ten numbers are 80 MB. `state_dict` and
+    `load_state_dict` store and restore them, `merge` joins parts computed elsewhere.
+    """
+
+    def __init__(self) -> None:
+        self._columns: dict[str, list[Tensor]] = {}
+
+    def __len__(self) -> int:
+        """Examples seen."""
+        return sum(len(part) for part in next(iter(self._columns.values()), []))
+
+    @abstractmethod
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        """Adds a batch."""
+
+    def compute(self, *, confidence: float = 0.95, resamples: int = 1000, seed: int = 0) -> dict[str, Any]:
+        """Scores of all batches so far, as `Estimate`s by name; the arguments are those of `bootstrap`."""
+        if not len(self):
+            raise InputError(f"{type(self).__name__}.compute() was called before any update()")
+        return self._summary(partial(bootstrap, confidence=confidence, resamples=resamples, seed=seed))
+
+    @abstractmethod
+    def _summary(self, estimate: Bootstrap) -> dict[str, Any]:
+        """What `compute` returns, by a bootstrap with its options set."""
+
+    def examples(self) -> dict[str, Tensor]:
+        """The numbers per example, (N, ...) by name, in the order in which they were added."""
+        return {name: torch.cat(parts) for name, parts in self._columns.items()}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The same, to be saved."""
+        return self.examples()
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Goes on from what `state_dict` returned; what was gathered so far is dropped."""
+        self._columns = {}
+        self._add(**state)
+
+    def merge(self, other: Accumulator) -> None:
+        """Appends what another accumulator of the same kind has gathered."""
+        if type(other) is not type(self):
+            raise InputError(f"cannot merge {type(other).__name__} into {type(self).__name__}")
+        if len(other):
+            self._add(**other.examples())
+
+    def _add(self, **columns: Tensor) -> None:
+        for name, values in columns.items():
+            self._columns.setdefault(name, []).append(values.detach().to("cpu", torch.float64))
+
+    def _column(self, name: str) -> Tensor:
+        return torch.cat(self._columns[name])
+
+
+class MeanScore(Accumulator):
+    """The mean of any score that is one number per example: completeness, SaCo, infidelity, ..."""
+
+    def update(self, **scores: Tensor) -> None:
+        """Adds scores by name, each (N,); the same names every time."""
+        lengths = {name: tuple(values.shape) for name, values in scores.items()}
+        if not scores or len(set(lengths.values())) != 1 or any(len(shape) != 1 for shape in lengths.values()):
+            raise InputError(f"scores must be named, one-dimensional and of one length, got {lengths}")
+        if self._columns and set(scores) != set(self._columns):
+            raise InputError(f"update() was given {sorted(scores)}, before it was {sorted(self._columns)}")
+        self._add(**scores)
+
+    def _summary(self, estimate: Bootstrap) -> dict[str, Any]:
+        return {name: estimate(self._column(name))[0] for name in self._columns}
