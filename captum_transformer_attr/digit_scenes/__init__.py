@@ -1,0 +1,18 @@
+"""Digit scenes: real handwritten digits on a cluttered canvas, with exact masks, and two tiny transformers for them."""
+
+from .digits import load_digit_images
+from .models import ModelInfo, checkpoint_path, load_swin, load_vit, model_info
+from .scenes import CANVAS_SIZE, CLASS_NAMES, DigitScenes, make_scenes
+
+__all__ = [
+    "CANVAS_SIZE",
+    "CLASS_NAMES",
+    "DigitScenes",
+    "ModelInfo",
+    "checkpoint_path",
+    "load_digit_images",
+    "load_swin",
+    "load_vit",
+    "make_scenes",
+    "model_info",
+]
