@@ -1,0 +1,24 @@
+"""Our methods and Captum's in one call."""
+
+from captum_transformer_attr.comparison.compare import (
+    DEFAULT_METHODS,
+    Comparison,
+    MethodResult,
+    compare,
+    element_scores,
+    rank_correlation,
+)
+from captum_transformer_attr.comparison.methods import Method, method, method_names, resolve
+
+__all__ = [
+    "DEFAULT_METHODS",
+    "Comparison",
+    "Method",
+    "MethodResult",
+    "compare",
+    "element_scores",
+    "method",
+    "method_names",
+    "rank_correlation",
+    "resolve",
+]
