@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from captum.metrics import infidelity, sensitivity_max  # type: ignore[import-untyped]
+from captum.metrics import infidelity, sensitivity_max
 from torch import Tensor
 
 from captum_transformer_attr.errors import InputError

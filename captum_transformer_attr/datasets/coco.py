@@ -1,0 +1,73 @@
+"""COCO instances (Lin et al., ECCV 2014): images with a mask for every object."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from pathlib import Path
+
+import numpy as np
+
+from captum_transformer_attr.datasets.errors import DatasetError
+from captum_transformer_attr.datasets.examples import ImageExample, Region
+from captum_transformer_attr.datasets.files import FileStore
+from captum_transformer_attr.datasets.reader import Reader
+
+
+class CocoInstances(Reader[ImageExample]):
+    """The images of an instance annotation file, masks decoded by pycocotools.
+
+    Args:
+        images: folder (or archive) with the images, for example `val2017`.
+        annotations: `instances_val2017.json`.
+        crowds: keep regions that stand for a crowd of objects.
+
+    Region labels are COCO's category ids (1 to 90, with gaps), as DETR's classes are.
+
+    Raises:
+        DatasetError: a file is missing or damaged, pycocotools is not installed.
+    """
+
+    def __init__(self, images: str | Path, annotations: str | Path, *, crowds: bool = False) -> None:
+        super().__init__()
+        try:
+            from pycocotools.coco import COCO
+        except ImportError:
+            raise DatasetError("COCO annotations are read by pycocotools: pip install pycocotools") from None
+        self.store = FileStore(images)
+        if not Path(annotations).is_file():
+            raise DatasetError(f"{annotations} does not exist")
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports its progress by print()
+                self.coco = COCO(str(annotations))
+            self._images = [self.coco.imgs[key] for key in sorted(self.coco.imgs)]
+            self._names = {category["id"]: category["name"] for category in self.coco.cats.values()}
+            if not self._images or not all("file_name" in image for image in self._images):
+                raise KeyError("images")
+        except Exception as error:  # whatever a damaged or foreign file makes pycocotools raise
+            raise DatasetError(f"{annotations} is not a readable COCO instance file: {error!r}") from error
+        self.crowds = crowds
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def load(self, index: int) -> ImageExample:
+        entry = self._images[index]
+        image = self.store.image(entry["file_name"])
+        if image.shape[:2] != (entry["height"], entry["width"]):
+            size = f"{entry['width']}x{entry['height']}"
+            raise DatasetError(f"{self.store.path / entry['file_name']} is not of the annotated size {size}")
+        regions = []
+        for annotation in self.coco.imgToAnns.get(entry["id"], []):
+            if annotation.get("iscrowd") and not self.crowds:
+                continue
+            x, y, width, height = annotation["bbox"]
+            try:
+                mask = self.coco.annToMask(annotation).astype(bool)
+            except Exception as error:  # pycocotools checks nothing
+                raise DatasetError(
+                    f"annotation {annotation.get('id')} of {entry['file_name']} cannot be decoded: {error!r}"
+                ) from error
+            category = annotation["category_id"]
+            regions.append(Region(category, self._names.get(category, ""), (x, y, x + width, y + height), mask))
+        return ImageExample(entry["file_name"], np.ascontiguousarray(image), None, tuple(regions))

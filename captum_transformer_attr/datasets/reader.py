@@ -1,0 +1,87 @@
+"""What all readers share: examples by index, damaged ones named and counted."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Generic, Literal, TypeVar
+
+from captum_transformer_attr.datasets.errors import DatasetError
+
+Example = TypeVar("Example", covariant=True)
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """An example that could not be read.
+
+    Attributes:
+        index: its place in the reader.
+        reason: one line that names the file.
+    """
+
+    index: int
+    reason: str
+
+
+class Reader(ABC, Generic[Example]):
+    """A data set in a folder or file: the index is read at once, examples one at a time.
+
+    Attributes:
+        skipped: examples that iterating left out, in the order met; each is recorded once.
+    """
+
+    def __init__(self) -> None:
+        self.skipped: list[Skipped] = []
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of examples listed, readable or not."""
+
+    @abstractmethod
+    def load(self, index: int) -> Example:
+        """Reads one example.
+
+        Raises:
+            DatasetError: its file is missing or damaged; named.
+        """
+
+    def __getitem__(self, index: int) -> Example:
+        if not 0 <= index < len(self):
+            raise IndexError(f"example {index} of {len(self)}")
+        return self.load(index)
+
+    def __iter__(self) -> Iterator[Example]:
+        return (example for _, example in self.examples())
+
+    def examples(
+        self, indices: Iterable[int] | None = None, *, on_error: Literal["skip", "raise"] = "skip"
+    ) -> Iterator[tuple[int, Example]]:
+        """Reads examples in turn, with their indices.
+
+        Args:
+            indices: which ones; all by default.
+            on_error: `"skip"` leaves damaged examples out and records them in `skipped`, `"raise"` stops at the first.
+
+        Raises:
+            DatasetError: with `"raise"`, or when not a single example could be read.
+        """
+        known = {entry.index for entry in self.skipped}
+        read = failed = 0
+        reason = ""
+        for index in range(len(self)) if indices is None else indices:
+            try:
+                example = self[index]
+            except DatasetError as error:
+                if on_error == "raise":
+                    raise
+                failed, reason = failed + 1, str(error)
+                if index not in known:
+                    self.skipped.append(Skipped(index, reason))
+                    known.add(index)
+                continue
+            read += 1
+            yield index, example
+        if failed and not read:
+            raise DatasetError(f"none of {failed} examples could be read; the last one: {reason}")
