@@ -50,7 +50,8 @@ def overlay(axes: Axes, image: np.ndarray, scores: FloatArray, opacity: float = 
         method="blended_heat_map",
         sign="all" if scale.signed else "positive",
         plt_fig_axis=(axes.figure, axes),
-        outlier_perc=0,
+        # The scale above already cut the outliers off; at exactly 0 Captum's cumulative sum can miss its own total.
+        outlier_perc=1e-6,
         cmap=scale.colormap,
         alpha_overlay=opacity,
         use_pyplot=False,

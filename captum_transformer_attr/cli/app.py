@@ -1,0 +1,176 @@
+"""The commands and their options. What they do stands in the modules they call."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from captum_transformer_attr.errors import TransformerAttributionError
+
+app = typer.Typer(
+    help="Class-specific explanations of transformers.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+settings = {"debug": False}
+
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        help="'embedded' or 'embedded-swin' (digit scenes), a timm name, a Hugging Face name or folder, "
+        "or a safetensors file that describes itself.",
+    ),
+]
+Checkpoint = Annotated[
+    Path | None, typer.Option(help="Local weights: safetensors, or a torch file that holds nothing but weights.")
+]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... or auto.")]
+Classes = Annotated[int | None, typer.Option("--num-classes", help="Outputs of the checkpoint, if not the default.")]
+Size = Annotated[
+    str | None, typer.Option(help="Image input size instead of the model's own: 224 or 224x320 (height x width).")
+]
+Mean = Annotated[str | None, typer.Option(help="Normalisation instead of the model's own: 0.5 or 0.5,0.5,0.5.")]
+Std = Annotated[str | None, typer.Option(help="As --mean.")]
+Squash = Annotated[bool, typer.Option("--squash", help="Resize the whole image to the input size; crop nothing.")]
+Methods = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--method",
+        help="Our classes and Captum's, several allowed (comma or repeated), options behind colons: "
+        "TransformerRelevance:start_layer=1,IntegratedGradients:n_steps=20",
+    ),
+]
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    settings["debug"] = debug
+
+
+@app.command()
+def demo(
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for demo.html and demo.png; made if missing.")
+    ] = Path("captum-transformer-attr-demo"),
+    scenes: Annotated[int, typer.Option(min=200, help="Scenes that the table is measured on.")] = 200,
+    seed: Annotated[int, typer.Option(min=0, help="Of the scenes.")] = 0,
+) -> None:
+    """Explain the digits in cluttered scenes, methods side by side, and measure who points at the right one."""
+    from captum_transformer_attr.cli.demo import run_demo
+
+    run_demo(output, scenes, seed)
+
+
+@app.command()
+def explain(
+    inputs: Annotated[
+        list[str], typer.Argument(metavar="INPUT...", help="Image files or sentences.", show_default=False)
+    ],
+    model: Model = "embedded",
+    checkpoint: Checkpoint = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option("--target", "-t", help="Class index or label, several allowed; default: the top predictions."),
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="How many top predictions to explain without --target.")] = 2,
+    method: Methods = None,
+    png: Annotated[Path | None, typer.Option(help="Write a picture.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the scores as JSON to standard output.")] = False,
+    labels: Annotated[Path | None, typer.Option(help="Class names: one per line, or a JSON list.")] = None,
+    num_classes: Classes = None,
+    merge: Annotated[str, typer.Option(help="Word pieces to words: max (of magnitude), sum or mean.")] = "max",
+    size: Size = None,
+    mean: Mean = None,
+    std: Std = None,
+    squash: Squash = False,
+    device: Device = "auto",
+) -> None:
+    """Explain a model's predictions for images or sentences.
+
+    Without --png, --html and --json it writes explanation.png and explanation.html.
+    """
+    from captum_transformer_attr.cli.explain import ExplainRequest, run_explain
+    from captum_transformer_attr.cli.values import image_options
+
+    if png is None and html is None and not json:
+        png, html = Path("explanation.png"), Path("explanation.html")
+    run_explain(
+        ExplainRequest(
+            inputs=tuple(inputs),
+            model=model,
+            checkpoint=checkpoint,
+            targets=tuple(target or ()),
+            top=top,
+            methods=tuple(method or ()),
+            png=png,
+            html=html,
+            json=json,
+            labels=labels,
+            class_count=num_classes,
+            merge=merge,
+            preprocessing=image_options(size, mean, std, squash),
+            device=device,
+        )
+    )
+
+
+@app.command()
+def coverage(
+    model: Model = "embedded",
+    num_classes: Classes = None,
+    size: Size = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List every operation of a model with its rule, and what would be refused. Needs no weights."""
+    from captum_transformer_attr.cli.coverage import run_coverage
+    from captum_transformer_attr.cli.values import image_options
+
+    run_coverage(model, class_count=num_classes, preprocessing=image_options(size, None, None, False), json=json)
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; every failure becomes one line on standard error and a non-zero status.
+
+    Returns:
+        0, 1 after an error, 2 after a wrong call, 130 after Ctrl-C.
+    """
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")
+    try:
+        status = app(args=None if arguments is None else list(arguments), standalone_mode=False)
+        return status if isinstance(status, int) else 0
+    except (KeyboardInterrupt, typer.Abort):
+        _say("interrupted")
+        return 130
+    except (TransformerAttributionError, OSError) as error:
+        return _failed(error, str(error))
+    except Exception as error:
+        # typer's usage errors; their class has been click's own or a copy inside typer, depending on the version.
+        if hasattr(error, "format_message"):
+            _say(error.format_message())
+            return 2
+        return _failed(error, f"{type(error).__name__}: {error} (more with: captum-transformer-attr --debug ...)")
+
+
+def _failed(error: BaseException, message: str) -> int:
+    if settings["debug"]:
+        Console(stderr=True).print_exception()
+    _say(message)
+    return 1
+
+
+def _say(message: Any) -> None:
+    print("error: " + " ".join(str(message).split()), file=sys.stderr)

@@ -1,0 +1,3 @@
+"""The ``coverage`` command."""
+
+from __future__ import annotations

@@ -1,0 +1,166 @@
+"""The ``explain`` command."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast, get_args
+
+import torch
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from captum_transformer_attr.cli.cases import Case, explain_cases
+from captum_transformer_attr.cli.kinds.image import image_case
+from captum_transformer_attr.cli.kinds.text import text_case
+from captum_transformer_attr.cli.progress import progress_bar
+from captum_transformer_attr.cli.values import split_commas, torch_device
+from captum_transformer_attr.comparison import resolve
+from captum_transformer_attr.errors import InputError
+from captum_transformer_attr.loading import (
+    ImageModel,
+    LoadedModel,
+    PreprocessingOptions,
+    TextModel,
+    load_model,
+    read_labels,
+)
+from captum_transformer_attr.loading.words import Merge
+from captum_transformer_attr.visualization import Example, ImagePanel, Report, TextPanel, save_html, save_png
+from captum_transformer_attr.visualization.files import check_writable, write_files
+
+DEFAULT_METHODS = ("TransformerRelevance", "AttentionRelevance", "AttentionRollout")
+
+
+@dataclass(frozen=True)
+class ExplainRequest:
+    """The options of the command, read but not yet looked into."""
+
+    inputs: tuple[str, ...]
+    model: str
+    checkpoint: Path | None
+    targets: tuple[str, ...]
+    top: int
+    methods: tuple[str, ...]
+    png: Path | None
+    html: Path | None
+    json: bool
+    labels: Path | None
+    class_count: int | None
+    merge: str
+    preprocessing: PreprocessingOptions
+    device: str
+
+
+def run_explain(request: ExplainRequest) -> None:
+    """Load, explain, and write everything at the end, or nothing.
+
+    Raises:
+        InputError: for anything wrong with the options, files or the model.
+        OSError: if an output cannot be written.
+    """
+    methods = resolve(split_commas(request.methods) or DEFAULT_METHODS)
+    if request.merge not in get_args(Merge):
+        raise InputError(f"--merge must be one of {', '.join(get_args(Merge))}, not {request.merge!r}")
+    for path in (request.png, request.html):
+        if path is not None:
+            check_writable(path)
+    device = torch_device(request.device)
+    labels = None if request.labels is None else read_labels(request.labels)
+    loaded = load_model(
+        request.model, request.checkpoint, request.preprocessing, class_count=request.class_count
+    ).with_labels(labels)
+    loaded = loaded.to(device, None)
+    cases = [_case(loaded, given, request, device) for given in request.inputs]
+    with progress_bar() as progress:
+        examples = explain_cases(loaded.model, cases, methods, progress)
+    report = Report(
+        title=f"What {request.model} looks at",
+        examples=examples,
+        description=f"Methods: {', '.join(method.name for method in methods)}.",
+    )
+    _write(report, request)
+    if request.json:
+        json.dump(as_json(request.model, cases, examples), sys.stdout)
+        print()
+    else:
+        _print(examples)
+
+
+def _case(loaded: LoadedModel, given: str, request: ExplainRequest, device: torch.device) -> Case:
+    if isinstance(loaded, ImageModel):
+        return image_case(loaded, given, request.targets, request.top, device)
+    if isinstance(loaded, TextModel):
+        return text_case(loaded, given, request.targets, request.top, device, cast(Merge, request.merge))
+    raise InputError(f"model {loaded.name} takes no kind of input that explain knows")
+
+
+def _write(report: Report, request: ExplainRequest) -> None:
+    writers = {}
+    if request.png is not None:
+        writers[request.png] = lambda path: save_png(report, path)
+    if request.html is not None:
+        writers[request.html] = lambda path: save_html(report, path)
+    write_files(writers)
+    for path in writers:
+        print(f"wrote {path}", file=sys.stderr)
+
+
+def as_json(model: str, cases: list[Case], examples: tuple[Example, ...]) -> dict[str, Any]:
+    """The scores for scripts: class -> method -> scores, nested lists of ``(T,)`` or ``(H, W)``."""
+    return {
+        "model": model,
+        "examples": [
+            {
+                "input": case.title,
+                "classes": [
+                    {"label": label, "target": target, "probability": case.probabilities.get(label)}
+                    for label, target in case.targets
+                ],
+                "panels": [_panel_as_json(panel) for panel in example.panels],
+            }
+            for case, example in zip(cases, examples, strict=True)
+        ],
+    }
+
+
+def _panel_as_json(panel: ImagePanel | TextPanel) -> dict[str, Any]:
+    scores = {
+        label: {method: _rounded(values.tolist()) for method, values in by_method.items()}
+        for label, by_method in panel.scores.items()
+    }
+    if isinstance(panel, TextPanel):
+        return {"title": panel.title, "kind": "text", "tokens": list(panel.tokens), "scores": scores}
+    return {"title": panel.title, "kind": "image", "size": list(panel.image.shape[:2]), "scores": scores}
+
+
+def _rounded(values: Any) -> Any:
+    """Seven significant digits: more than the scores have, fewer bytes than repr."""
+    return [_rounded(value) for value in values] if isinstance(values, list) else float(f"{values:.7g}")
+
+
+def _print(examples: tuple[Example, ...]) -> None:
+    console = Console()
+    for example in examples:
+        table = RichTable(title=Text(example.title), title_justify="left", title_style="bold")
+        table.add_column("class")
+        table.add_column("probability", justify="right")
+        words = [panel for panel in example.panels if isinstance(panel, TextPanel)]
+        if words:
+            table.add_column(f"strongest words ({example.methods[0]})")
+        for label in example.classes:
+            probability = example.probabilities.get(label)
+            cells = [Text(label), "" if probability is None else f"{100 * probability:.1f} %"]
+            if words:
+                cells.append(Text(_strongest(words[0], label, example.methods[0])))
+            table.add_row(*cells)
+        console.print(table)
+
+
+def _strongest(panel: TextPanel, label: str, method: str, count: int = 5) -> str:
+    scores = panel.scores[label][method]
+    order = sorted(range(len(scores)), key=lambda index: -scores[index])[:count]
+    return " · ".join(panel.tokens[index] for index in order)

@@ -1,0 +1,244 @@
+"""Colours, figures, files and the page, checked against values worked out by hand."""
+
+import base64
+import io
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from captum_transformer_attr.visualization import (
+    Example,
+    ImagePanel,
+    Report,
+    Table,
+    TextPanel,
+    example_figures,
+    render_html,
+    save_html,
+    save_png,
+    text_records,
+)
+from captum_transformer_attr.visualization.colors import palette, scale_of, text_color
+from captum_transformer_attr.visualization.files import check_writable, write_files
+
+PICTURE = np.full((8, 12, 3), 128, dtype=np.uint8)
+
+
+def image_example(title: str = "scene", labels: tuple[str, ...] = ("cat", "dog")) -> Example:
+    ramp = np.linspace(0, 1, 6).reshape(2, 3)
+    scores = {label: {"positive": ramp + number, "signed": ramp - 0.5} for number, label in enumerate(labels)}
+    return Example(title, (ImagePanel("image", PICTURE, scores),), {labels[0]: 0.75})
+
+
+def text_example(tokens: tuple[str, ...] = ("not", "good")) -> Example:
+    values = np.linspace(-1, 1, len(tokens))
+    return Example("text", (TextPanel("sentence", tokens, {"bad": {"A": values}, "fine": {"A": values + 1}}),))
+
+
+def test_positive_scores_run_from_smallest_to_largest() -> None:
+    scale = scale_of(np.array([[1.0, 1.5], [2.0, 3.0]]))
+    assert (scale.low, scale.high, scale.signed) == (1.0, 3.0, False)
+    np.testing.assert_allclose(scale.position(np.array([1.0, 2.0, 3.0, 9.0])), [0, 0.5, 1, 1])
+
+
+def test_signed_scores_are_symmetric_around_zero() -> None:
+    scale = scale_of(np.array([-1.0, 0.0, 4.0]))
+    assert (scale.low, scale.high, scale.signed) == (-4.0, 4.0, True)
+    np.testing.assert_allclose(scale.position(np.array([-4.0, 0.0, 2.0])), [0, 0.5, 0.75])
+
+
+def test_rounding_below_zero_does_not_make_a_map_signed() -> None:
+    assert not scale_of(np.array([-1e-9, 0.5, 1.0])).signed
+    assert scale_of(np.array([-1e-3, 0.5, 1.0])).signed
+
+
+def test_large_maps_clip_their_outliers_and_short_sequences_do_not() -> None:
+    wide = np.arange(1000.0)
+    wide[-1] = 1e6
+    assert scale_of(wide).high < 1000
+    assert scale_of(np.array([0.0, 1.0, 1e6])).high == 1e6
+
+
+@pytest.mark.parametrize("value", [0.0, 3.0, -2.0])
+def test_constant_maps_are_flat_and_drawn_at_their_zero(value: float) -> None:
+    scale = scale_of(np.full((2, 2), value))
+    assert scale.flat or scale.signed
+    assert text_color(value, scale)[3] == (1.0 if value < 0 else 0.0)
+
+
+def test_text_colors_tell_for_from_against() -> None:
+    scale = scale_of(np.array([-2.0, 2.0, 1.0]))
+    red, green, blue, alpha = text_color(1.0, scale)
+    assert red > blue and alpha == pytest.approx(0.5)
+    red, green, blue, alpha = text_color(-2.0, scale)
+    assert blue > red and alpha == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_palettes_are_most_transparent_where_nothing_is_said(signed: bool) -> None:
+    opacity = palette(signed)[:, 3]
+    assert opacity.argmin() in ((127, 128) if signed else (0,))
+    assert opacity[-1] == 255
+
+
+def test_panels_refuse_what_they_cannot_draw() -> None:
+    good = np.zeros((2, 2))
+    with pytest.raises(ValueError, match="not finite"):
+        ImagePanel("image", PICTURE, {"cat": {"A": np.array([[np.nan, 0.0]])}})
+    with pytest.raises(ValueError, match="methods"):
+        ImagePanel("image", PICTURE, {"cat": {"A": good}, "dog": {"B": good}})
+    with pytest.raises(ValueError, match="uint8"):
+        ImagePanel("image", PICTURE.astype(float), {"cat": {"A": good}})
+    with pytest.raises(ValueError, match="one per token"):
+        TextPanel("text", ("a", "b"), {"cat": {"A": np.zeros(3)}})
+    with pytest.raises(ValueError, match="no scores"):
+        TextPanel("text", ("a",), {})
+    with pytest.raises(ValueError, match="differ"):
+        Example("both", (image_example().panels[0], text_example().panels[0]))
+
+
+def test_best_row_follows_the_direction_and_skips_gaps() -> None:
+    table = Table(
+        "t", ("up", "down", "neither"), (("a", (0.1, 0.1, 1)), ("b", (None, 0.2, 2))), "", (True, False, None)
+    )
+    assert [table.best_row(column) for column in range(3)] == [0, 0, None]
+    with pytest.raises(ValueError, match="has 2 values"):
+        Table("t", ("up",), (("a", (1.0, 2.0)),))
+
+
+class Links(HTMLParser):
+    """Everything a page would load, and all text between tags."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.sources: list[str] = []
+        self.tags: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.sources += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data", "poster")]
+
+
+def test_page_needs_no_other_file_and_no_network() -> None:
+    page = render_html(Report("Report", (image_example(), text_example())))
+    links = Links(page)
+    assert links.sources and all(source.startswith("data:image/png;base64,") for source in links.sources)
+    assert "link" not in links.tags
+    styles = re.findall(r"url\(([^)]*)\)", page)
+    assert styles and all(url.startswith("data:image/png") for url in styles)
+    assert not re.search(r"@import|https?://", page)
+
+
+@pytest.mark.parametrize(
+    "hostile", ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "{{ 7 * 7 }}", "a&b"]
+)
+def test_page_escapes_every_text_it_is_given(hostile: str) -> None:
+    scores = {hostile: {hostile: np.zeros((2, 2))}}
+    image = Example(hostile, (ImagePanel(hostile, PICTURE, scores),), {hostile: 0.5}, hostile)
+    text = Example(hostile, (TextPanel(hostile, (hostile,), {hostile: {hostile: np.zeros(1)}}),))
+    table = Table(hostile, (hostile,), ((hostile, (1.0,)),), hostile)
+    plain = Links(render_html(Report("x", (image, text), (table,), "x")))
+    page = Links(render_html(Report(hostile, (image, text), (table,), hostile)))
+    assert page.tags.count("script") == 1
+    assert page.tags == plain.tags
+    assert "49" not in render_html(Report("{{ 7 * 7 }}"))
+
+
+def test_page_maps_hold_the_scores() -> None:
+    values = np.array([[0.0, 1.0], [2.0, 4.0]])
+    page = render_html(Report("x", (Example("e", (ImagePanel("image", PICTURE, {"cat": {"A": values}}),)),)))
+    uri = re.search(r'class="overlay" src="data:image/png;base64,([^"]+)"', page)
+    assert uri
+    picture = Image.open(io.BytesIO(base64.b64decode(uri.group(1))))
+    assert picture.mode == "P"
+    np.testing.assert_array_equal(np.asarray(picture), [[0, 64], [128, 255]])
+    np.testing.assert_array_equal(np.asarray(picture.convert("RGBA"))[1, 1], palette(False)[255])
+
+
+def test_page_shows_token_values_probabilities_and_the_best_of_a_table() -> None:
+    table = Table("Results", ("score",), (("ours", (0.9,)), ("chance", (0.1,))), "", (True,))
+    example = Example("t", text_example().panels, {"bad": 0.873})
+    page = render_html(Report("x", (example,), (table,)))
+    assert 'data-value="-1"' in page and 'data-value="+1"' in page
+    assert "87.3 %" in page
+    assert re.findall(r'<td class="best">([^<]+)', page) == ["0.900"]
+
+
+def test_large_pictures_are_scaled_down_and_keep_their_proportions() -> None:
+    picture = np.zeros((1000, 2000, 3), dtype=np.uint8)
+    page = render_html(
+        Report("x", (Example("e", (ImagePanel("image", picture, {"c": {"A": np.zeros((1000, 2000))}}),)),))
+    )
+    sizes = {
+        Image.open(io.BytesIO(base64.b64decode(encoded))).size
+        for encoded in re.findall(r"data:image/png;base64,([A-Za-z0-9+/=]+)", page)
+    }
+    assert sizes == {(640, 320)}
+    assert "2000 / 1000" in page
+
+
+def test_figure_is_hot_where_the_scores_are() -> None:
+    scores = np.zeros((40, 40))
+    scores[:20, :20] = 1.0
+    panel = ImagePanel("image", np.full((40, 40, 3), 127, np.uint8), {"cat": {"A": scores}})
+    figure = example_figures(Example("e", (panel,)))[0]
+    drawn = [axes.get_images()[-1].get_array() for axes in figure.axes]
+    heat = np.asarray(drawn[1], dtype=float)
+    assert heat[5, 5] == 1.0 and heat[35, 35] == 0.0
+    assert [axes.get_title() for axes in figure.axes][1] == "A"
+
+
+def test_flat_and_signed_maps_can_be_drawn(tmp_path: Path) -> None:
+    scores = {"cat": {"zero": np.zeros((4, 4)), "signed": np.linspace(-1, 1, 16).reshape(4, 4)}}
+    save_png(Report("x", (Example("e", (ImagePanel("image", PICTURE, scores),)), text_example())), tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as picture:
+        assert picture.mode == "RGB" and picture.width > 500
+
+
+def test_long_texts_are_wrapped_and_dollars_are_no_formula(tmp_path: Path) -> None:
+    words = tuple(f"$word_{number}$" for number in range(120))
+    panel = TextPanel("text", words, {"cat": {"A": np.linspace(0, 1, 120)}})
+    figure = example_figures(Example("e", (panel,)))[0]
+    assert figure.get_figwidth() == 11.0
+    shown = [text.get_text() for axes in figure.axes for text in axes.texts]
+    assert set(words) <= set(shown)
+    figure.savefig(tmp_path / "long.png")
+
+
+def test_text_records_are_within_captums_range() -> None:
+    records = text_records(text_example(("a", "b", "c")))
+    assert len(records) == 2
+    for record in records:
+        assert record.word_attributions.abs().max() == 1.0
+        assert record.raw_input_ids == ["a", "b", "c"]
+
+
+def test_files_appear_all_or_none(tmp_path: Path) -> None:
+    def fail(path: Path) -> None:
+        path.write_text("half")
+        raise RuntimeError("full disk")
+
+    first, second = tmp_path / "a.txt", tmp_path / "b.txt"
+    with pytest.raises(RuntimeError):
+        write_files({first: lambda path: None, second: fail})
+    assert list(tmp_path.iterdir()) == []
+    first.write_text("old")
+    with pytest.raises(RuntimeError):
+        write_files({first: lambda path: None, second: fail})
+    assert first.read_text() == "old"
+    write_files({first: lambda path: None if path.write_text("new") else None})
+    assert first.read_text() == "new" and list(tmp_path.iterdir()) == [first]
+
+
+def test_unwritable_outputs_are_named(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="is a folder"):
+        check_writable(tmp_path)
+    with pytest.raises(OSError, match="does not exist"):
+        check_writable(tmp_path / "missing" / "a.html")
+    with pytest.raises(OSError, match="does not exist"):
+        write_files({tmp_path / "missing" / "a.html": lambda path: save_html(Report("x"), path)})
