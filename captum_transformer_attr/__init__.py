@@ -1,0 +1,17 @@
+"""Class-specific attributions for unmodified transformers, as Captum attribution classes."""
+
+from captum_transformer_attr.errors import InputError, TransformerAttributionError, UnsupportedModelError, UnsupportedOperationError
+from captum_transformer_attr.methods.transformer_relevance import TransformerRelevance
+from captum_transformer_attr.ops.custom import register_rule, unregister_rule
+from captum_transformer_attr.recording.outputs import ForwardWrapper
+
+__all__ = [
+    "ForwardWrapper",
+    "InputError",
+    "TransformerAttributionError",
+    "TransformerRelevance",
+    "UnsupportedModelError",
+    "UnsupportedOperationError",
+    "register_rule",
+    "unregister_rule",
+]

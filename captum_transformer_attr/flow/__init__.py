@@ -1,0 +1,1 @@
+"""What aggregates attention records into token scores."""

@@ -1,0 +1,102 @@
+"""From flow to scores: where the tokens of an input lie, read off the recorded layouts instead of model configurations."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from captum_transformer_attr.recording import layout as lay
+from captum_transformer_attr.recording.node import Node
+from captum_transformer_attr.recording.session import Recording
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """Scores of one input's tokens.
+
+    scores: ``(N, *grid)``. axes: the input's axes the grid lies on. stride: input elements per grid step where convolutions tell, else empty.
+    """
+
+    scores: Tensor
+    axes: tuple[int, ...]
+    stride: tuple[int, ...] = ()
+
+    def spread(self, shape: torch.Size, mode: str) -> Tensor:
+        """Scores interpolated over the input's shape ``shape``, equal over the axes that hold no tokens (channels)."""
+        sizes = [shape[i] for i in self.axes]
+        scores = self.scores
+        if list(scores.shape[1:]) != sizes:
+            full = [max(s, g * t) for s, g, t in zip(sizes, scores.shape[1:], self.stride or (0,) * len(sizes), strict=True)]
+            method = {1: "linear", 2: "bilinear", 3: "trilinear"}[len(sizes)] if mode == "bilinear" else "nearest-exact"
+            exact = scores.to(torch.promote_types(scores.dtype, torch.float32))
+            wide = F.interpolate(exact[:, None], full, mode=method, align_corners=False if mode == "bilinear" else None)
+            # A padded grid (an input that the patch size does not divide) reaches beyond the input.
+            scores = wide[(slice(None), 0, *(slice(0, s) for s in sizes))].to(scores.dtype)
+        index = [slice(None), *(slice(None) if i in self.axes else None for i in range(1, len(shape)))]
+        return scores[tuple(index)].expand(shape).contiguous()
+
+
+def candidates(recording: Recording, name: str) -> list[Node]:
+    """Operations before any attention whose output lies on the token grid of this input."""
+    found = []
+    for node in recording.nodes:
+        if node.tag.attention == 0 and node.tag.weighted > 0 and lay.grid(node.layout, name):
+            labels = [label for label_set in lay.labels(node.layout) for label in label_set]
+            if lay.FEATURE in labels and lay.MIXED not in labels:
+                found.append(node)
+    return found
+
+
+def on_grid(tensor: Tensor, layout: lay.Layout, name: str, batch: int) -> Tensor:
+    """Sum a signal over channels and order what remains as ``(N, *grid)``."""
+    factors = [factor for factors in layout for factor in factors]
+    tensor = tensor.reshape([size for _, size in factors])
+    kept = [i for i, (label, _) in enumerate(factors) if label == lay.BATCH or label.startswith(f"{name}.")]
+    gone = [i for i in range(len(factors)) if i not in kept]
+    if gone:
+        tensor = tensor.sum(gone)
+    labels = [factors[i][0] for i in kept]
+    order = sorted(range(len(labels)), key=lambda i: (labels[i] != lay.BATCH, labels[i]))
+    return tensor.permute(order).reshape(batch, *lay.grid(layout, name))
+
+
+def axes_of(layout: lay.Layout, name: str) -> tuple[int, ...]:
+    """The input's axes that a layout's token axes come from."""
+    labels = {label for factors in layout for label, _ in factors if label.startswith(f"{name}.")}
+    return tuple(sorted(int(label.rpartition(".")[2]) for label in labels))
+
+
+def token_scores(recording: Recording, name: str, leaf: Tensor, arrived: Tensor, seen: dict[Node, Tensor], trunk: dict[Node, Tensor], at_trunk: Tensor) -> TokenScores:
+    """Scores of one input from what arrived at it (``arrived``) and at the operations that were watched (``seen``), the trunk's share taken out."""
+    result = arrived - at_trunk
+    if not recording.inputs.values[name].is_floating_point():
+        return TokenScores(result, tuple(range(1, result.ndim)))
+    total = arrived.flatten(1).sum(1)
+    batch = recording.inputs.batch
+    nodes = [node for node in candidates(recording, name) if node in seen]
+    for node in reversed(nodes):
+        assert node.layout is not None
+        here = on_grid(seen[node], node.layout, name, batch)
+        # The last operation that everything passes: later ones lie in branches, earlier ones on coarser or finer grids.
+        if torch.allclose(here.flatten(1).sum(1), total, rtol=1e-3, atol=1e-6 * float(total.abs().max())):
+            scores = here - on_grid(trunk[node], node.layout, name, batch) if node in trunk else here
+            axes = axes_of(node.layout, name)
+            stride = node.tag.stride if len(node.tag.stride) == len(axes) else ()
+            return TokenScores(scores, axes, stride)
+    if leaf.ndim == 3:
+        return TokenScores(result.sum(-1), (1,))
+    if nodes and leaf.ndim > 3:
+        finest = max(nodes, key=lambda node: math.prod(lay.grid(node.layout, name)))
+        assert finest.layout is not None
+        axes = axes_of(finest.layout, name)
+        flat = result.sum([i for i in range(1, leaf.ndim) if i not in axes])
+        size = [flat.shape[i + 1] / g for i, g in enumerate(lay.grid(finest.layout, name))]
+        pooled = [F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d][len(axes) - 1](flat[:, None], lay.grid(finest.layout, name))
+        return TokenScores(pooled[:, 0] * math.prod(size), axes)
+    if leaf.ndim > 3:
+        return TokenScores(result.sum(1), tuple(range(2, leaf.ndim)))
+    return TokenScores(result, tuple(range(1, leaf.ndim)))

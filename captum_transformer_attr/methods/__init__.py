@@ -1,0 +1,1 @@
+"""The public attribution classes, one file each."""

@@ -1,0 +1,99 @@
+"""What all attribution classes share: Captum's contract around one recorded forward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from captum.attr._utils.attribution import GradientAttribution
+from torch import Tensor, nn
+
+from captum_transformer_attr.errors import InputError
+from captum_transformer_attr.recording.inputs import Inputs, parse
+from captum_transformer_attr.recording.node import LayoutLostError
+from captum_transformer_attr.recording.outputs import OutputChoice
+from captum_transformer_attr.recording.session import Recording, recorded
+
+Result = TypeVar("Result")
+INTERPOLATIONS = ("bilinear", "nearest")
+
+
+class TransformerAttribution(GradientAttribution):  # type: ignore[misc]
+    """Base of the attribution classes.
+
+    Args:
+        model: any module built on softmax attention, or a function around one. Used as it is, in evaluation mode, and left as found.
+        output: which tensor of a structured output is explained: its name, or a function of the output.
+    """
+
+    def __init__(self, model: nn.Module | Callable[..., Any], output: OutputChoice = None) -> None:
+        GradientAttribution.__init__(self, model)
+        self.output = output
+        self._verified: set[Any] = set()
+
+    @property
+    def multiplies_by_inputs(self) -> bool:
+        """Relevance is a share of the output, not a slope."""
+        return True
+
+    def has_convergence_delta(self) -> bool:
+        """Every class can say what its relevance does not account for."""
+        return True
+
+    def attribute_future(self, *args: Any, **kwargs: Any) -> Any:
+        """Captum's asynchronous variant.
+
+        Raises:
+            NotImplementedError: always; the backward passes of one recording cannot be distributed.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no asynchronous variant; call attribute")
+
+    def explain(self, inputs: Inputs, target: Any, compute: Callable[[Recording], Result], join: Callable[[list[Result]], Result]) -> Result:
+        """Record the forward, select the target and compute; example by example where a batch cannot be followed."""
+        try:
+            return self.once(inputs, target, compute)
+        except LayoutLostError:
+            results = [self.once(inputs.example(i), target_of(target, i, inputs.batch), compute) for i in range(inputs.batch)]
+            return join(results)
+
+    def once(self, inputs: Inputs, target: Any, compute: Callable[[Recording], Result]) -> Result:
+        signature = tuple((n, tuple(v.shape), v.dtype) if isinstance(v, Tensor) else (n, str(v)[:80]) for n, v in inputs.values.items())
+        verify = signature not in self._verified
+        with recorded(self.forward_func, inputs, self.output, verify) as recording:
+            self._verified.add(signature)
+            recording.select(target)
+            return compute(recording)
+
+
+def target_of(target: Any, i: int, batch: int) -> Any:
+    """The target of the i-th example in Captum's forms."""
+    if isinstance(target, Tensor) and target.numel() > 1:
+        return target[i : i + 1]
+    if isinstance(target, list):
+        return target[i : i + 1]
+    return target
+
+
+def check_interpolation(interpolate: str) -> None:
+    """
+    Raises:
+        InputError: for an unknown mode.
+    """
+    if interpolate not in INTERPOLATIONS:
+        raise InputError(f"interpolate={interpolate!r}: choose one of {', '.join(INTERPOLATIONS)}")
+
+
+def finished(tensor: Tensor) -> Tensor:
+    """Detached and contiguous, as Captum's consumers need it."""
+    return tensor.detach().contiguous()
+
+
+def parsed(inputs: Any, additional_forward_args: Any) -> Inputs:
+    """The arguments, checked."""
+    return parse(inputs, additional_forward_args)
+
+
+def joined(results: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Results of single examples as one batch."""
+    return {name: torch.cat([r[name] for r in results]) for name in results[0]}

@@ -1,0 +1,185 @@
+"""Methods that score tokens by rolling attention maps out through the network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from captum.log import log_usage
+from torch import Tensor, nn
+
+from captum_transformer_attr.errors import InputError, UnsupportedModelError
+from captum_transformer_attr.flow.geometry import TokenScores, candidates, token_scores
+from captum_transformer_attr.flow.maps import Maps
+from captum_transformer_attr.flow.token_flow import Flow
+from captum_transformer_attr.methods.base import TransformerAttribution, check_interpolation, finished, joined, parsed
+from captum_transformer_attr.ops.attention import Attention
+from captum_transformer_attr.ops.residual import Sum
+from captum_transformer_attr.recording.inputs import Inputs
+from captum_transformer_attr.recording.node import Node
+from captum_transformer_attr.recording.outputs import OutputChoice
+from captum_transformer_attr.recording.session import Recording
+from captum_transformer_attr.rules.deep_taylor import deep_taylor
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Token scores of every explained input, and the convergence delta if it was asked for."""
+
+    tokens: dict[str, TokenScores]
+    delta: Tensor | None = None
+
+
+class TokenAttribution(TransformerAttribution):
+    """Base of the token-level methods: choose the attention weights, the flow does the rest.
+
+    Args:
+        model: see ``TransformerAttribution``.
+        start_layer: attention calls before this one (0-based, in execution order; negative counts from the end) count as identity.
+        normalize: divide the rows of (Ā + I) by their sums.
+        output: see ``TransformerAttribution``.
+    """
+
+    needs_gradient = True
+    needs_relevance = False
+
+    def __init__(
+        self, model: nn.Module | Callable[..., Any], start_layer: int = 0, normalize: bool = False, output: OutputChoice = None
+    ) -> None:
+        TransformerAttribution.__init__(self, model, output)
+        self.start_layer, self.normalize = start_layer, normalize
+
+    def weights(self, maps: Maps, node: Attention, rows: slice) -> Tensor:
+        """Ā per head for these query rows, ``(..., rows, keys)``; the flow averages over heads."""
+        raise NotImplementedError
+
+    @log_usage(part_of_slo=True)
+    def attribute(
+        self,
+        inputs: Any,
+        target: Any = None,
+        additional_forward_args: Any = None,
+        *,
+        return_convergence_delta: bool = False,
+        interpolate: str = "bilinear",
+    ) -> Any:
+        """Scores in the inputs' shape.
+
+        Args:
+            inputs: a Tensor, a tuple of Tensors (positional arguments) or a mapping (keyword arguments); floats and token ids alike.
+            target: as in Captum: None, int, list, tensor, tuple(s).
+            additional_forward_args: further positional arguments of the model.
+            return_convergence_delta: also return ``(N,)``: relevance sent back minus relevance that arrived at inputs and parameters.
+            interpolate: how token scores are spread over pixels, ``"bilinear"`` or ``"nearest"``.
+
+        Returns:
+            Tensor, tuple or dict as ``inputs``, each of its input's shape: float, detached, contiguous. Images: every pixel has its
+            token's score, equal over channels. Ids ``(N, T)``: one score per id. With ``return_convergence_delta`` a pair.
+
+        Raises:
+            UnsupportedOperationError: if an operation has no rule.
+            InputError: for an argument that cannot be used.
+        """
+        check_interpolation(interpolate)
+        given = parsed(inputs, additional_forward_args)
+        scored = self.scored(given, target, return_convergence_delta)
+        shapes = {name: given.values[name].shape for name in scored.tokens}
+        result = given.pack({name: finished(t.spread(shapes[name], interpolate)) for name, t in scored.tokens.items()})
+        return (result, scored.delta) if return_convergence_delta else result
+
+    def attribute_tokens(self, inputs: Any, target: Any = None, additional_forward_args: Any = None) -> Any:
+        """Scores per token, in the scale of the published formula, before they are spread over the input.
+
+        Args:
+            inputs, target, additional_forward_args: as in ``attribute``.
+
+        Returns:
+            Same container as ``inputs``: images ``(N, h, w)`` (finest stage, no class or register token), ids ``(N, T)``,
+            feature sequences ``(N, K)``.
+        """
+        given = parsed(inputs, additional_forward_args)
+        scored = self.scored(given, target, False)
+        return given.pack({name: finished(t.scores) for name, t in scored.tokens.items()})
+
+    # ------------------------------------------------------------------ computation
+    def scored(self, inputs: Inputs, target: Any, delta: bool) -> Scored:
+        return self.explain(inputs, target, lambda recording: self.score(recording, delta), join_scored)
+
+    def score(self, recording: Recording, delta: bool) -> Scored:
+        """Gradient, relevance and flow through one recording."""
+        if not recording.attentions:
+            raise UnsupportedModelError(
+                "the model has no softmax attention over tokens between inputs and output; use TransformerLRP or Captum's IntegratedGradients"
+            )
+        maps = Maps(recording, recording.attentions)
+        if self.needs_gradient:
+            maps.collect_gradients()
+        lost = self.relevance_pass(recording, maps, delta)
+        active = active_attentions(recording.attentions, self.start_layer)
+        names = list(recording.inputs.leaves)
+        leaves = [recording.inputs.leaves[n] for n in names]
+        watched = {node for n in names for node in candidates(recording, n)}
+        passes = []
+        for trunk_only in (False, True):
+            flow = Flow(lambda node, rows: self.weights(maps, node, rows), active, terminal_sums(recording), trunk_only)
+            flow.watched = watched
+            passes.append((recording.send(flow, leaves), flow.seen))
+        (arrived, seen), (at_trunk, trunk_seen) = passes
+        tokens = {
+            name: token_scores(recording, name, leaves[i], arrived[i], seen, trunk_seen, at_trunk[i]) for i, name in enumerate(names)
+        }
+        return Scored(tokens, lost)
+
+    def relevance_pass(self, recording: Recording, maps: Maps, delta: bool) -> Tensor | None:
+        """Relevance of the attention maps; with ``delta`` down to the inputs, counting what parameters took."""
+        if not (self.needs_relevance or delta):
+            return None
+        recorder = recording.recorder
+        recorder.accounting = delta
+        wrt = list(recording.inputs.leaves.values()) if delta else []
+        arrived = maps.collect_relevance(deep_taylor(), wrt)
+        recorder.accounting = False
+        if not delta:
+            return None
+        batch = recording.inputs.batch
+        total = torch.ones(batch, dtype=torch.float64, device=recording.selected.device)
+        for r in arrived:
+            total = total - r.double().flatten(1).sum(1)
+        for r in recorder.absorbed.values():
+            total = total - r
+        return total.to(recording.selected.dtype)
+
+
+def join_scored(results: list[Scored]) -> Scored:
+    tokens = {
+        name: TokenScores(torch.cat([r.tokens[name].scores for r in results]), first.axes, first.stride) for name, first in results[0].tokens.items()
+    }
+    deltas = [r.delta for r in results]
+    return Scored(tokens, torch.cat([d for d in deltas if d is not None]) if deltas[0] is not None else None)
+
+
+def active_attentions(attentions: list[Attention], start_layer: int) -> list[Attention]:
+    """The attention calls from ``start_layer`` on.
+
+    Raises:
+        InputError: if there are not as many.
+    """
+    if not -len(attentions) <= start_layer < len(attentions):
+        raise InputError(f"start_layer={start_layer}: the model has {len(attentions)} attention calls on the way to this output")
+    return attentions[start_layer:] if start_layer < 0 else attentions[start_layer:]
+
+
+def terminal_sums(recording: Recording) -> list[Sum]:
+    """Residual sums with an attention branch after which no attention follows on the way to the output."""
+    return [
+        node
+        for node in recording.nodes
+        if isinstance(node, Sum)
+        and any(node.attends)
+        and not any(a.tag.ancestors >> node.tag.origin & 1 for a in recording.attentions)
+    ]
+
+
+__all__ = ["Node", "TokenAttribution", "joined"]

@@ -1,0 +1,221 @@
+"""Softmax attention, fused or written out: every product of attention probabilities and values is an attention call."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from captum_transformer_attr.recording import layout as lay
+from captum_transformer_attr.recording import tags
+from captum_transformer_attr.recording.node import Grads, LocalNode, Node
+from captum_transformer_attr.recording.recorder import Recorder, handles
+from captum_transformer_attr.recording.tags import Tag, tag_of
+
+CHUNK = 2**23  # elements of one block of attention rows that may be in memory at a time
+
+
+class Attention(Node):
+    """One attention call: ``output = A @ value``. Maps are rebuilt in blocks of query rows, so that memory stays linear in the tokens.
+
+    ``probabilities`` gives A for some rows, ``(..., rows, keys)``; ``value`` is ``(..., keys, channels)``; leading axes are batch, heads, windows.
+    """
+
+    label = "attention"
+    captured = True
+    value: Tensor
+    over_channels: bool = False
+    query_tag: Tag | None = None
+    key_tag: Tag | None = None
+
+    def probabilities(self, rows: slice) -> Tensor:
+        """Attention A after softmax for these query rows."""
+        raise NotImplementedError
+
+    def blocks(self) -> Iterator[slice]:
+        """Slices of query rows whose maps fit the memory budget."""
+        *lead, rows, keys = self.map_shape
+        step = max(1, CHUNK // max(1, math.prod(lead) * keys))
+        for start in range(0, rows, step):
+            yield slice(start, min(start + step, rows))
+
+    @property
+    def map_shape(self) -> tuple[int, ...]:
+        """Shape of the whole map, ``(..., queries, keys)``."""
+        raise NotImplementedError
+
+    def to_value(self, signal: Tensor) -> Grads:
+        """A signal for the values only."""
+        raise NotImplementedError
+
+
+class ValueProduct(Attention):
+    """Attention times values where the model computes the map itself."""
+
+    label = "attention (eager)"
+    probability: Tensor
+    y: Tensor
+
+    def forward(self, probability: Tensor, value: Tensor) -> Tensor:  # type: ignore[override]
+        y = probability @ value
+        for name, tensor in (("probability", probability), ("value", value), ("y", y)):
+            self.keep(name, tensor)
+        return y
+
+    def probabilities(self, rows: slice) -> Tensor:
+        return self.probability[..., rows, :]
+
+    @property
+    def map_shape(self) -> tuple[int, ...]:
+        return (*self.y.shape[:-1], self.probability.shape[-1])
+
+    def gradient(self, g: Tensor) -> Grads:
+        return self.split(g @ self.value.mT, self.probability.mT @ g)
+
+    def split(self, probability: Tensor | None, value: Tensor) -> Grads:
+        """Signals of both operands, summed where an operand was broadcast over the other's leading axes."""
+        first = None if probability is None else probability.sum_to_size(self.probability.shape)
+        return first, value.sum_to_size(self.value.shape)
+
+    def to_value(self, signal: Tensor) -> Grads:
+        return self.split(None, signal)
+
+
+class FusedAttention(Attention):
+    """``F.scaled_dot_product_attention``: runs fused as the model wants it; the backward passes rebuild the map block by block."""
+
+    label = "attention (fused)"
+    query: Tensor
+    key: Tensor
+    y: Tensor
+
+    def __init__(self, mask: Tensor | None, causal: bool, scale: float, live: tuple[bool, bool, bool], constants: tuple[Tensor, ...]) -> None:
+        self.mask, self.causal, self.scale, self.live, self.constants = mask, causal, scale, live, constants
+
+    def forward(self, *live: Tensor) -> Tensor:
+        given = iter(live)
+        operands = [next(given) if alive else constant for alive, constant in zip(self.live, self.constants, strict=True)]
+        y = F.scaled_dot_product_attention(*operands, attn_mask=self.mask, is_causal=self.causal, scale=self.scale)
+        for name, tensor in zip(("query", "key", "value", "y"), (*operands, y), strict=True):
+            self.keep(name, tensor)
+        return y
+
+    def scores(self, rows: slice) -> Tensor:
+        """Queries times keys, before scale and mask."""
+        return self.query[..., rows, :] @ self.key.mT
+
+    def weights(self, scores: Tensor, rows: slice) -> Tensor:
+        """Softmax of the scaled and masked scores; a row whose every key is masked gives zeros, as the fused kernel does."""
+        scores = scores * self.scale
+        hidden: Tensor | None = None
+        if self.causal:
+            keys = torch.arange(scores.shape[-1], device=scores.device)
+            hidden = keys > torch.arange(rows.start, rows.stop, device=scores.device)[:, None]
+        if self.mask is not None:
+            mask = self.mask.expand(*self.mask.shape[:-2], self.y.shape[-2], scores.shape[-1])[..., rows, :]
+            if mask.dtype == torch.bool:
+                hidden = ~mask if hidden is None else hidden | ~mask
+            else:
+                scores = scores + mask
+        if hidden is not None:
+            scores = scores.masked_fill(hidden, -math.inf)
+        result = scores.softmax(-1)
+        if self.mask is not None:
+            result = torch.where(scores.amax(-1, keepdim=True) == -math.inf, 0, result)
+        return result
+
+    def probabilities(self, rows: slice) -> Tensor:
+        return self.weights(self.scores(rows), rows)
+
+    @property
+    def map_shape(self) -> tuple[int, ...]:
+        return (*self.y.shape[:-1], self.key.shape[-2])
+
+    def gradient(self, g: Tensor) -> Grads:
+        dq, dk, dv = torch.empty_like(self.query), torch.zeros_like(self.key), torch.zeros_like(self.value)
+        for rows in self.blocks():
+            p, g_rows = self.probabilities(rows), g[..., rows, :]
+            dp = g_rows @ self.value.mT
+            ds = torch._softmax_backward_data(dp, p, -1, p.dtype) * self.scale
+            dq[..., rows, :] = ds @ self.key
+            dk += ds.mT @ self.query[..., rows, :]
+            dv += p.mT @ g_rows
+        return self.to_live(dq, dk, dv)
+
+    def to_live(self, *signals: Tensor | None) -> Grads:
+        """Signals of query, key and value, those of constant operands left out."""
+        return tuple(s for s, alive in zip(signals, self.live, strict=True) if alive)
+
+    def to_value(self, signal: Tensor) -> Grads:
+        return self.to_live(None, None, signal)
+
+
+class Softmax(LocalNode):
+    """Softmax over one axis."""
+
+    label = "softmax"
+
+
+def softmax_handler(name: str) -> Any:
+    function = getattr(torch, name)
+
+    def handler(recorder: Recorder, input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: Any = None, **_: Any) -> Any:
+        node = Softmax()
+        dim = dim if dim is not None else (0 if input.ndim in (0, 1, 3) else 1)
+        node.function = lambda x: function(x, dim, dtype=dtype)
+        tag = tag_of(input)
+        role = tags.PROBABILITY if name == "softmax" else tags.PLAIN
+        return recorder.run(node, input, layout=tag.layout if tag else None, role=role)
+
+    return handler
+
+
+handles("softmax")(softmax_handler("softmax"))
+handles("log_softmax")(softmax_handler("log_softmax"))
+
+
+@handles("scaled_dot_product_attention")
+def scaled_dot_product_attention(
+    recorder: Recorder,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Any:
+    if dropout_p > 0:
+        return NotImplemented  # attention dropout outside training: not reproducible, the audit refuses it
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    with recorder:
+        if enable_gqa and key.shape[-3] != query.shape[-3]:
+            key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
+            value = value.repeat_interleave(query.shape[-3] // value.shape[-3], -3)
+        if attn_mask is not None and attn_mask.requires_grad:
+            scores = query @ key.transpose(-1, -2) * scale + attn_mask
+            return scores.softmax(-1) @ value
+        lead = torch.broadcast_shapes(query.shape[:-2], key.shape[:-2], value.shape[:-2])
+        query, key, value = (t if t.shape[:-2] == lead else t.expand(*lead, *t.shape[-2:]) for t in (query, key, value))
+    operands = (query, key, value)
+    live = (query.requires_grad, key.requires_grad, value.requires_grad)
+    node = FusedAttention(attn_mask, is_causal, scale, live, tuple(t.detach() for t in operands))
+    found = [t for t in map(tag_of, operands) if t is not None]
+    tq, tv = tag_of(query), tag_of(value)
+    rows = tq or found[0]
+    layout = None
+    if rows.layout is not None:
+        last = tv.layout[-1] if tv and tv.layout else lay.axis(lay.FEATURE, value.shape[-1])
+        full = lay.resized(rows.layout, (*lead, query.shape[-2], value.shape[-1]))
+        layout = None if full is None else (*full[:-1], last)
+    node.query_tag, node.key_tag = tq, tag_of(key)
+    depth = max(t.attention for t in found) + 1
+    out = recorder.run(
+        node, *(t for t in operands if t.requires_grad), layout=layout, attention=depth, weighted=min(t.weighted for t in found) + 1
+    )
+    return out

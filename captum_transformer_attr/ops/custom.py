@@ -1,0 +1,98 @@
+"""Rules that users register for modules and torch functions of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from captum_transformer_attr.recording.node import Grads, LocalNode
+
+RelevanceRule = Callable[..., Any]
+KINDS = ("identity", "gradient_x_input")
+
+
+class Custom(LocalNode):
+    """A module (or function) taken as one operation: torch's own gradient inside, the registered rule for relevance."""
+
+    label = "custom module"
+
+    def __init__(self, rule: CustomRule) -> None:
+        self.rule = rule
+
+    def replay(self, leaves: list[Tensor], y: Tensor) -> None:
+        """The graph was made while the module ran."""
+        self.leaves, self.y = tuple(leaves), y
+
+    def forward(self, *live: Tensor) -> Tensor:
+        return self.y.detach().clone()
+
+
+class CustomRule:
+    """How relevance and token flow pass an atomic module.
+
+    relevance: ``"identity"`` (the first input gets the output's relevance, shapes permitting), ``"gradient_x_input"``
+    (R_in = x ⊙ ∂(S·y)/∂x with S = R / y: LRP-0 of the linearised module), or a function
+    ``rule(inputs, output, relevance) -> relevance of every input``.
+    flow: the same choices for token flow, where the signal's channel sum is a token's relevance; default ``"identity"``.
+    """
+
+    def __init__(self, relevance: str | RelevanceRule, flow: str | RelevanceRule) -> None:
+        self.relevance, self.flow = relevance, flow
+
+    def send(self, node: Custom, r: Tensor, which: str | RelevanceRule) -> Grads:
+        """Relevance of every live input of the module."""
+        inputs = tuple(leaf.detach() for leaf in node.leaves)
+        if which == "identity":
+            return (r.expand_as(inputs[0]) if r.shape != inputs[0].shape else r, *(None,) * (len(inputs) - 1))
+        if which == "gradient_x_input":
+            from captum_transformer_attr.rules.table import divide
+
+            grads = node.gradient(divide(r, node.y.detach()))
+            return tuple(None if g is None else x * g for x, g in zip(inputs, grads, strict=True))
+        assert callable(which)
+        result = which(inputs, node.y.detach(), r)
+        return result if isinstance(result, tuple) else (result,)
+
+
+RULES: dict[type[nn.Module], CustomRule] = {}
+
+
+def rule_for_module(module: nn.Module) -> CustomRule | None:
+    """The rule registered for a module's class or the nearest of its bases."""
+    return next((RULES[cls] for cls in type(module).__mro__ if cls in RULES), None) if RULES else None
+
+
+def register_rule(module: type[nn.Module], relevance: str | RelevanceRule = "identity", flow: str | RelevanceRule = "identity") -> None:
+    """Teach the engine a module class: it becomes one operation, whatever happens inside it.
+
+    Args:
+        module: the class; subclasses follow it unless they have a rule of their own. None of its instances is changed.
+        relevance: ``"identity"`` for norms, activations and anything token- and channel-wise that rescales; ``"gradient_x_input"`` for
+            locally linear maps; or ``rule(inputs, output, relevance)`` that returns one relevance per floating input. Keep the total:
+            Σ of what you return = Σ of what arrived, per example. For tables that carry modified gradients the ordinary gradient is used.
+        flow: the same for the token flow of the token-level methods.
+
+    Raises:
+        TypeError: if ``module`` is not an ``nn.Module`` class, or a rule is neither one of the names nor callable.
+
+    Example:
+        >>> class Swirl(torch.nn.Module):
+        ...     def forward(self, x):
+        ...         return MySwirlFunction.apply(x)
+        >>> register_rule(Swirl, relevance="identity")
+    """
+    if not (isinstance(module, type) and issubclass(module, nn.Module)):
+        raise TypeError(f"register_rule: expected an nn.Module class, got {module!r}")
+    for name, rule in (("relevance", relevance), ("flow", flow)):
+        if not callable(rule) and rule not in KINDS:
+            raise TypeError(f"register_rule: {name}={rule!r} is neither a function nor one of {', '.join(KINDS)}")
+    RULES[module] = CustomRule(relevance, flow)
+
+
+def unregister_rule(module: type[nn.Module]) -> None:
+    """Forget a registered rule; unknown classes are ignored."""
+    RULES.pop(module, None)
+
+

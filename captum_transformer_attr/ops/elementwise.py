@@ -1,0 +1,114 @@
+"""Functions of one element: activations, and scaling by a constant."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_transformer_attr.ops.bilinear import unbroadcast
+from captum_transformer_attr.recording import layout as lay
+from captum_transformer_attr.recording import tags
+from captum_transformer_attr.recording.node import Grads, LocalNode, Node
+from captum_transformer_attr.recording.recorder import HANDLERS, Recorder, handles
+from captum_transformer_attr.recording.tags import tag_of
+
+BOUNDED = frozenset("sigmoid tanh hardsigmoid hardtanh erf softsign logsigmoid sin cos atan".split())
+UNBOUNDED = frozenset(
+    """relu gelu silu relu6 leaky_relu elu selu celu mish hardswish softplus prelu rrelu threshold hardshrink softshrink tanhshrink
+    exp log sqrt rsqrt square abs reciprocal pow log1p expm1 clamp clamp_min clamp_max clip exp2 log2 erfc sinh cosh nan_to_num rsqrt sign float_power""".split()
+)
+
+
+class Elementwise(LocalNode):
+    """``y = f(x)``, every output element a function of one input element."""
+
+    label = "activation"
+
+
+class Gelu(Elementwise):
+    """GELU with torch's own derivative: the most frequent activation is worth not keeping a second graph for."""
+
+    x: Tensor
+
+    def __init__(self, approximate: str) -> None:
+        self.approximate = approximate
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        self.keep("x", x)
+        y = torch.nn.functional.gelu(x, approximate=self.approximate)
+        self.keep("y", y)
+        self.leaves = (self.x,)
+        return y
+
+    def gradient(self, g: Tensor) -> Grads:
+        return (torch.ops.aten.gelu_backward(g, self.x, approximate=self.approximate),)
+
+
+class Scale(Node):
+    """``y = c x`` with a constant: LayerScale, 1/√d, a mask of zeros and ones."""
+
+    label = "scaling"
+
+    def __init__(self, factor: Tensor | float) -> None:
+        self.factor = factor.detach() if isinstance(factor, Tensor) else factor
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        self.x_shape = x.shape
+        return x * self.factor
+
+    def gradient(self, g: Tensor) -> Grads:
+        return (unbroadcast(g * self.factor, self.x_shape),)
+
+
+def scaled(recorder: Recorder, x: Any, factor: Any) -> Any:
+    """``x * factor`` with a constant factor."""
+    if not isinstance(x, Tensor) or not x.requires_grad:
+        return x * factor
+    if not isinstance(factor, Tensor) and factor == 1:
+        return x
+    tag = tag_of(x)
+    shape = torch.broadcast_shapes(x.shape, factor.shape) if isinstance(factor, Tensor) else x.shape
+    layout = lay.broadcast([(tag.layout, x.shape)], shape) if tag else None
+    kept: dict[str, Any] = {"role": tag.role, "root": tag.root if tag.root >= 0 else tag.origin, "sum_of": tag.sum_of} if tag else {}
+    return recorder.run(Scale(factor), x, layout=layout, **kept)
+
+
+def apply_elementwise(recorder: Recorder, function: Any, name: str, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """Record an elementwise function of ``x``."""
+    if any(isinstance(a, Tensor) and a.requires_grad for a in (*args, *kwargs.values())):
+        return NotImplemented
+    kwargs.pop("inplace", None)
+    if name == "gelu":
+        node: Elementwise = Gelu(kwargs.get("approximate", "none"))
+    else:
+        node = Elementwise()
+        node.function = lambda t: function(t, *args, **kwargs)
+    tag = tag_of(x)
+    if tag is None:
+        return recorder.run(node, x)
+    role = tags.GATE if name in BOUNDED else tags.ACTIVATED
+    if tag.role in (tags.STATISTIC, tags.SCORES, tags.PROBABILITY):
+        role = tag.role
+    if name in ("sqrt", "rsqrt") and tag.role == tags.MEAN:
+        role = tags.STATISTIC  # a root of a mean (of squares): the denominator of a normalisation written by hand
+    if tag.role == tags.MEAN and name in ("pow", "reciprocal"):
+        role = tags.STATISTIC
+    return recorder.run(node, x, layout=tag.layout, role=role, root=tag.root if tag.root >= 0 else tag.origin)
+
+
+def register_elementwise(name: str) -> None:
+    function = getattr(torch.nn.functional, name, None) or getattr(torch, name)
+
+    @handles(name)
+    def handler(recorder: Recorder, input: Any, *args: Any, **kwargs: Any) -> Any:
+        if not isinstance(input, Tensor) or not input.requires_grad:
+            return NotImplemented
+        return apply_elementwise(recorder, function, name, input, *args, **kwargs)
+
+
+for _name in sorted(BOUNDED | UNBOUNDED):
+    register_elementwise(_name)
+HANDLERS["__pow__"] = HANDLERS["pow"]
+HANDLERS["__abs__"] = HANDLERS["abs"]

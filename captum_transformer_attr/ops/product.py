@@ -1,0 +1,136 @@
+"""Elementwise products and quotients of two live tensors: gates, gated linear units, normalisations and activations written by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_transformer_attr.ops.bilinear import unbroadcast
+from captum_transformer_attr.ops.elementwise import apply_elementwise, scaled
+from captum_transformer_attr.ops.residual import common_root
+from captum_transformer_attr.recording import layout as lay
+from captum_transformer_attr.recording import tags
+from captum_transformer_attr.recording.node import Grads, Node
+from captum_transformer_attr.recording.recorder import Recorder, handles
+from captum_transformer_attr.recording.tags import Tag, tag_of
+
+ACTIVATION, NORMALISATION, GATED, BILINEAR = "activation", "normalisation", "gate", "product"
+
+
+class Product(Node):
+    """``a * b`` (or ``a / b``), both live. ``kind`` and ``signal`` say what it means; the rules say what follows from it.
+
+    ``activation``: both are elementwise functions of one tensor (x · sigmoid(x)). ``normalisation``: the other operand is a norm or standard
+    deviation of the signal. ``gate``: the other operand is an activation, a softmax weight or constant over tokens or channels.
+    ``product``: two equals. ``signal`` is the position of the operand that carries the content, None for two equals.
+    """
+
+    label = "product"
+    a: Tensor
+    b: Tensor
+    y: Tensor
+
+    def __init__(self, kind: str, signal: int | None, divide: bool = False) -> None:
+        self.kind, self.signal, self.divide = kind, signal, divide
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:  # type: ignore[override]
+        y = a / b if self.divide else a * b
+        for name, tensor in (("a", a), ("b", b), ("y", y)):
+            self.keep(name, tensor)
+        return y
+
+    def gradient(self, g: Tensor) -> Grads:
+        if self.divide:
+            ga = g / self.b
+            return self.split(ga, -ga * self.y)
+        return self.split(g * self.b, g * self.a)
+
+    def split(self, a: Tensor, b: Tensor) -> Grads:
+        """Signals of both operands, summed where an operand was broadcast."""
+        return unbroadcast(a, self.a.shape), unbroadcast(b, self.b.shape)
+
+    def to_signal(self, g: Tensor) -> Grads:
+        """Everything to the operand that carries the content."""
+        shape = (self.a, self.b)[self.signal or 0].shape
+        g = unbroadcast(g, shape)
+        return (None, g) if self.signal == 1 else (g, None)
+
+    def carriers(self, signal: Any) -> tuple[bool, ...] | None:
+        if self.signal is None:
+            return None
+        return (self.signal == 0, self.signal == 1)
+
+
+def meaning(a: Tag, b: Tag, left: Tensor, right: Tensor) -> tuple[str, int | None]:
+    """Kind of a product, and which operand carries the content."""
+    for position, (gate, signal) in enumerate(((b, a), (a, b))):
+        if gate.role == tags.STATISTIC and signal.role != tags.STATISTIC:
+            return NORMALISATION, position
+    if common_root(a, b) >= 0:
+        # f(x) = x · gate(x): the operand closer to x is the content.
+        return ACTIVATION, 0 if a.role not in (tags.GATE, tags.ACTIVATED) or b.role in (tags.GATE,) else 1
+    for gates in ((tags.PROBABILITY,), (tags.GATE,), (tags.ACTIVATED,)):
+        found = [t.role in gates for t in (a, b)]
+        if found[0] != found[1]:
+            return GATED, 0 if found[1] else 1
+    if left.numel() != right.numel():
+        return GATED, 0 if left.numel() > right.numel() else 1
+    return BILINEAR, None
+
+
+def product(recorder: Recorder, a: Tensor, b: Tensor, divide: bool = False) -> Tensor:
+    ta, tb = tag_of(a), tag_of(b)
+    assert ta is not None and tb is not None
+    kind, signal = meaning(ta, tb, a, b)
+    if divide and signal != 0:
+        kind, signal = GATED, 0  # a denominator scales, it does not contribute
+    shape = torch.broadcast_shapes(a.shape, b.shape)
+    layout = lay.broadcast([(ta.layout, a.shape), (tb.layout, b.shape)], shape)
+    roles = {ta.role, tb.role}
+    role = tags.STATISTIC if roles == {tags.STATISTIC} else tags.PROBABILITY if ta.role == tags.PROBABILITY and divide else tags.PLAIN
+    if divide and ta.role == tags.SCORES:
+        role = tags.SCORES
+    if kind == ACTIVATION:
+        role = tags.ACTIVATED
+    return recorder.run(
+        Product(kind, signal, divide), a, b, layout=layout, role=role, root=common_root(ta, tb), weighted=content_weight(ta, tb, signal)
+    )
+
+
+def content_weight(a: Tag, b: Tag, signal: int | None) -> int:
+    return min(a.weighted, b.weighted) if signal is None else (a, b)[signal].weighted
+
+
+@handles("mul", "multiply", "__mul__", "__rmul__", "__imul__")
+def multiply(recorder: Recorder, input: Any, other: Any) -> Any:
+    live = [isinstance(t, Tensor) and t.requires_grad for t in (input, other)]
+    if input is other:
+        return apply_elementwise(recorder, torch.square, "square", input)
+    if all(live):
+        return product(recorder, input, other)
+    return scaled(recorder, input, other) if live[0] else scaled(recorder, other, input)
+
+
+@handles("div", "divide", "true_divide", "__truediv__", "__div__", "__itruediv__")
+def divide(recorder: Recorder, input: Any, other: Any, *, rounding_mode: Any = None) -> Any:
+    if rounding_mode is not None:
+        return NotImplemented
+    live = [isinstance(t, Tensor) and t.requires_grad for t in (input, other)]
+    if all(live):
+        return product(recorder, input, other, divide=True)
+    if live[0]:
+        inverse = 1 / other
+        return scaled(recorder, input, inverse)
+    return reversed_divide(recorder, other, input)
+
+
+@handles("__rtruediv__", "__rdiv__")
+def reversed_divide(recorder: Recorder, input: Tensor, other: Any) -> Any:
+    return scaled(recorder, apply_elementwise(recorder, torch.reciprocal, "reciprocal", input), other)
+
+
+@handles("neg", "negative", "__neg__")
+def negate(recorder: Recorder, input: Tensor) -> Any:
+    return scaled(recorder, input, -1.0)

@@ -1,0 +1,139 @@
+"""Sums of two tensors: residual connections, added embeddings, biases and masks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_transformer_attr.ops.bilinear import unbroadcast
+from captum_transformer_attr.ops.elementwise import scaled
+from captum_transformer_attr.recording import layout as lay
+from captum_transformer_attr.recording import tags
+from captum_transformer_attr.recording.node import Grads, Node
+from captum_transformer_attr.recording.recorder import Recorder, handles
+from captum_transformer_attr.recording.tags import Tag, tag_of
+
+
+class Sum(Node):
+    """``a + b``, both live.
+
+    trunk: 0 or 1, the operand the other one was computed from (a residual's trunk); None for siblings.
+    attends: whether each operand went through an attention that the trunk did not.
+    """
+
+    label = "residual sum"
+    a: Tensor
+    b: Tensor
+
+    def __init__(self, a: Tag, b: Tag) -> None:
+        self.tags = (a, b)
+        self.trunk = trunk_of(a, b)
+        reference = self.tags[self.trunk].attention if self.trunk is not None else min(a.attention, b.attention)
+        self.attends = (a.attention > reference, b.attention > reference)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:  # type: ignore[override]
+        self.keep("a", a)
+        self.keep("b", b)
+        return a + b
+
+    def gradient(self, g: Tensor) -> Grads:
+        return unbroadcast(g, self.a.shape), unbroadcast(g, self.b.shape)
+
+    def is_branch_of(self, trunk: Tag) -> None:
+        """This sum is itself a branch beside ``trunk`` (attention plus MLP, both added to it): neither operand is a trunk."""
+        self.trunk = None
+        self.attends = tuple(t.attention > trunk.attention for t in self.tags)  # type: ignore[assignment]
+
+
+def trunk_of(a: Tag, b: Tag) -> int | None:
+    """Which operand is the residual trunk: the one the other came from; for a projected shortcut the one with fewer weighted operations."""
+    if b.comes_from(a):
+        return 0
+    if a.comes_from(b):
+        return 1
+    if a.attention == b.attention:
+        return None
+    return 0 if (a.weighted, a.attention) <= (b.weighted, b.attention) else 1
+
+
+class ConstantSum(Node):
+    """``x + c`` with a constant: a positional embedding, a bias, a mask. ``ignored``: the constant is a bias or a mask, not a summand of its own."""
+
+    label = "sum with a constant"
+    x: Tensor
+
+    def __init__(self, constant: Tensor, ignored: bool) -> None:
+        self.constant, self.ignored = constant.detach(), ignored
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        self.keep("x", x)
+        return x + self.constant
+
+    def gradient(self, g: Tensor) -> Grads:
+        return (unbroadcast(g, self.x.shape),)
+
+
+def is_bias(constant: Tensor) -> bool:
+    """A scalar, or a vector along one axis that is the same for every token."""
+    return constant.numel() == 1 or sum(size > 1 for size in constant.shape) <= 1
+
+
+def add_constant(recorder: Recorder, x: Tensor, constant: Any) -> Tensor:
+    """``x + constant``."""
+    tag = tag_of(x)
+    constant = torch.as_tensor(constant, dtype=None if isinstance(constant, Tensor) else x.dtype, device=x.device)
+    scores = tag is not None and tag.role == tags.SCORES
+    shape = torch.broadcast_shapes(x.shape, constant.shape)
+    layout = lay.broadcast([(tag.layout, x.shape)], shape) if tag else None
+    node = ConstantSum(constant, ignored=scores or is_bias(constant))
+    kept = {"role": tag.role, "root": tag.root if tag.root >= 0 or not constant.numel() == 1 else tag.origin} if tag else {}
+    return recorder.run(node, x, layout=layout, **kept)
+
+
+def add(recorder: Recorder, a: Any, b: Any) -> Any:
+    """``a + b`` where at least one operand is live."""
+    if not isinstance(b, Tensor) or not b.requires_grad:
+        return add_constant(recorder, a, b)
+    if not isinstance(a, Tensor) or not a.requires_grad:
+        return add_constant(recorder, b, a)
+    ta, tb = tag_of(a), tag_of(b)
+    assert ta is not None and tb is not None
+    shape = torch.broadcast_shapes(a.shape, b.shape)
+    layout = lay.broadcast([(ta.layout, a.shape), (tb.layout, b.shape)], shape)
+    node = Sum(ta, tb)
+    if node.trunk is not None:
+        branch = (tb, ta)[node.trunk]
+        if isinstance(branch.sum_of, Sum):
+            branch.sum_of.is_branch_of((ta, tb)[node.trunk])
+    role = ta.role if ta.role == tb.role else tags.SCORES if tags.SCORES in (ta.role, tb.role) else tags.PLAIN
+    root = common_root(ta, tb)
+    return recorder.run(node, a, b, layout=layout, role=role, root=root, sum_of=node)
+
+
+def common_root(a: Tag, b: Tag) -> int:
+    """The one tensor both are elementwise functions of, −1 if there is none."""
+    roots = [{t.origin, t.root} - {-1} for t in (a, b)]
+    shared = roots[0] & roots[1]
+    return max(shared) if shared else -1
+
+
+@handles("add", "__add__", "__radd__", "__iadd__", "add_")
+def add_handler(recorder: Recorder, input: Any, other: Any, *, alpha: float = 1) -> Any:
+    return add(recorder, input, other if alpha == 1 else scaled(recorder, other, alpha))
+
+
+@handles("sub", "subtract", "__sub__", "__isub__", "sub_")
+def subtract(recorder: Recorder, input: Any, other: Any, *, alpha: float = 1) -> Any:
+    ta, tb = (tag_of(t) if isinstance(t, Tensor) else None for t in (input, other))
+    if ta is not None and tb is not None and tb.role == tags.MEAN and tb.root == ta.origin:
+        from captum_transformer_attr.ops.norm import centred
+
+        return centred(recorder, input, other)
+    return add(recorder, input, scaled(recorder, other, -alpha))
+
+
+@handles("rsub", "__rsub__")
+def reversed_subtract(recorder: Recorder, input: Any, other: Any, *, alpha: float = 1) -> Any:
+    return add(recorder, scaled(recorder, input, -alpha), other)

@@ -1,0 +1,192 @@
+"""Operations that only move values. torch's own backward is right for every signal; here is what they do to the layout, and which they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_transformer_attr.recording import layout as lay
+from captum_transformer_attr.recording import tags
+from captum_transformer_attr.recording.node import Grads, LocalNode
+from captum_transformer_attr.recording.recorder import LAYOUTS, Recorder, handles, tensors_in
+from captum_transformer_attr.recording.tags import tag_of
+
+# Autograd nodes (without their number) whose backward moves values, sums them at forks, or picks a winner.
+VIEW_LIKE = frozenset(
+    """View UnsafeView Reshape ReshapeAlias Transpose Permute T Squeeze Unsqueeze Expand Slice Select Split SplitWithSizes Unbind Narrow Clone ToCopy
+    Alias AsStrided Index IndexSelect Gather Cat Stack Roll Flip Repeat RepeatInterleave Chunk Contiguous Unfold UnfoldBackward Im2Col Col2Im Diagonal
+    MaskedFill MaskedSelect MaskedScatter Where IndexPut IndexPutImpl IndexAdd IndexCopy Scatter ScatterAdd ConstantPadNd ReflectionPad1D
+    ReflectionPad2D ReplicationPad1D ReplicationPad2D MaxPool2DWithIndices MaxPool1D MaxPool3DWithIndices AdaptiveMaxPool2D Max Min Amax Amin Maximum Minimum
+    Topk Sort CopySlices Copy AccumulateGrad SwapAxes Movedim PixelShuffle PixelUnshuffle Detach SelectScatter SliceScatter Tril Triu
+    UnsafeSplit UnsafeSplitWithSizes Take Fill ChannelShuffle Trace ExpandCopy ViewCopy Kthvalue Msort PadSequence Rot90 Flatten""".split()
+)
+
+
+def is_view_like(name: str) -> bool:
+    """Whether an autograd node of this name (``ViewBackward0``) needs no rule."""
+    head = name.partition("Backward")[0]
+    return head.lstrip("_") in VIEW_LIKE or name in ("CopySlices", "AccumulateGrad", "torch::autograd::AccumulateGrad")
+
+
+def infers(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register how functions with these names change the layout: ``infer(result, *args, **kwargs)``."""
+
+    def register(infer: Callable[..., Any]) -> Callable[..., Any]:
+        LAYOUTS.update(dict.fromkeys(names, infer))
+        return infer
+
+    return register
+
+
+def layout_of(x: Tensor) -> lay.Layout | None:
+    tag = tag_of(x)
+    return tag.layout if tag else None
+
+
+@infers("view", "reshape", "flatten", "unflatten", "view_as", "reshape_as", "ravel", "unsqueeze", "squeeze", "_unsafe_view")
+def regrouped(out: Tensor, x: Tensor, *_: Any, **__: Any) -> lay.Layout | None:
+    return lay.reshaped(layout_of(x), out.shape)
+
+
+def reorders(name: str) -> None:
+    function = getattr(torch, name, None) or getattr(Tensor, name)
+
+    @infers(name)
+    def infer(out: Tensor, x: Tensor, *args: Any, **kwargs: Any) -> lay.Layout | None:
+        probe = torch.empty([i + 2 for i in range(x.ndim)], device="meta")
+        moved = getattr(probe, name) if name in ("T", "mT", "H", "mH") else function(probe, *args, **kwargs)
+        return lay.permuted(layout_of(x), [size - 2 for size in moved.shape])
+
+
+for _name in ("permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "t", "T", "mT", "adjoint"):
+    reorders(_name)
+
+
+@infers("unbind")
+def unbound(out: Tensor, x: Tensor, dim: int = 0) -> lay.Layout | None:
+    return lay.without(layout_of(x), [dim])
+
+
+@infers("select")
+def selected(out: Tensor, x: Tensor, dim: int, index: int) -> lay.Layout | None:
+    return lay.without(layout_of(x), [dim])
+
+
+@infers("__getitem__")
+def indexed(out: Tensor, x: Tensor, index: Any) -> lay.Layout | None:
+    return lay.indexed(layout_of(x), index, x, out)
+
+
+@infers("expand", "expand_as", "broadcast_to")
+def expanded(out: Tensor, x: Tensor, *_: Any, **__: Any) -> lay.Layout | None:
+    return lay.broadcast([(layout_of(x), x.shape)], out.shape)
+
+
+@infers("repeat_interleave")
+def repeated(out: Tensor, x: Tensor, repeats: Any, dim: int | None = None, **_: Any) -> lay.Layout | None:
+    layout = layout_of(x)
+    if layout is None or dim is None or not isinstance(repeats, int):
+        return None
+    return tuple((*factors, *lay.axis(lay.MIXED, repeats)) if i == dim % x.ndim else factors for i, factors in enumerate(layout))
+
+
+@infers("__iter__")
+def iterated(out: Tensor, x: Tensor) -> lay.Layout | None:
+    return lay.without(layout_of(x), [0])
+
+
+@infers("unfold")
+def unfolded(out: Tensor, x: Tensor, *_: Any, **__: Any) -> lay.Layout | None:
+    return lay.fallback(layout_of(x), out.shape)
+
+
+@infers("pixel_shuffle", "pixel_unshuffle", "fold", "repeat", "tile", "masked_select", "index_add", "scatter_add", "gather", "index_select", "roll", "flip",
+        "pad", "chunk", "split", "split_with_sizes", "tensor_split", "narrow", "contiguous", "clone", "to", "float", "half", "double", "bfloat16",
+        "type_as", "type", "masked_fill", "__setitem__", "cuda", "cpu", "dropout", "max_pool2d", "max_pool1d", "take_along_dim", "masked_scatter", "copy_")  # fmt: skip
+def same_axes(out: Tensor, x: Any, *_: Any, **__: Any) -> lay.Layout | None:
+    return lay.resized(layout_of(x), out.shape) if isinstance(x, Tensor) else None
+
+
+class Join(LocalNode):
+    """Live and constant values brought together (``cat``, ``stack``, ``where``, padding). What does not return to a live input arrived at the constants."""
+
+    label = "joining with constants"
+    mark: Callable[..., Tensor]
+
+    def live_positions(self) -> Tensor:
+        """Boolean tensor of the output's shape: True where the value came from a live input."""
+        return self.mark(*(torch.ones_like(leaf) for leaf in self.leaves)) == 1
+
+
+def join(recorder: Recorder, function: Any, pieces: list[Tensor], layout: Any, **tag: Any) -> Tensor:
+    """Record ``function(*pieces)``; constant pieces are parameters such as class tokens."""
+    live = [t for t in pieces if t.requires_grad]
+    node = Join()
+
+    flags = [t.requires_grad for t in pieces]
+
+    def filled(constants: list[Tensor]) -> Callable[..., Tensor]:
+        def call(*values: Tensor) -> Tensor:
+            given = iter(values)
+            return function([next(given) if alive else t for t, alive in zip(constants, flags, strict=True)])  # type: ignore[no-any-return]
+
+        return call
+
+    node.function = filled([t.detach() for t in pieces])
+    node.mark = filled([torch.zeros_like(t) for t in pieces])
+    roles = {t.role for t in map(tag_of, live) if t}
+    return recorder.run(node, *live, layout=layout, role=roles.pop() if len(roles) == 1 else tags.PLAIN, **tag)
+
+
+@handles("cat", "concat", "concatenate")
+def cat(recorder: Recorder, tensors: Any, dim: int = 0, *, axis: int | None = None, out: Any = None) -> Any:
+    dim = dim if axis is None else axis
+    pieces = [t for t in tensors if t.numel() or t.ndim > 1]
+    result = torch.cat([t.detach() for t in pieces], dim)
+    layouts = [(layout_of(t), t.shape) for t in pieces if t.requires_grad and layout_of(t) is not None]
+    layout = None
+    if layouts:
+        axes = list(layouts[0][0] or ())
+        where = dim % result.ndim
+        labels = {label for known, _ in layouts for label, _ in (known or ())[where]}
+        if lay.BATCH not in labels:
+            axes[where] = lay.axis(labels.pop() if len(labels) == 1 else lay.MIXED, result.shape[where])
+            layout = tuple(axes)
+    return join(recorder, lambda values: torch.cat(values, dim), pieces, layout)
+
+
+@handles("stack")
+def stack(recorder: Recorder, tensors: Any, dim: int = 0) -> Any:
+    pieces = list(tensors)
+    known = next((layout_of(t) for t in pieces if t.requires_grad), None)
+    where = dim % (pieces[0].ndim + 1)
+    layout = None if known is None else (*known[:where], lay.axis(lay.MIXED, len(pieces)), *known[where:])
+    parts = tuple(pieces) if all(t.requires_grad for t in pieces) else ()
+    return join(recorder, lambda values: torch.stack(values, where), pieces, layout, parts=parts, parts_dim=where)
+
+
+@handles("where")
+def where(recorder: Recorder, condition: Tensor, input: Any = None, other: Any = None) -> Any:
+    pieces = [t if isinstance(t, Tensor) else torch.as_tensor(t, dtype=o.dtype, device=condition.device) for t, o in ((input, other), (other, input))]
+    shape = torch.broadcast_shapes(condition.shape, *(t.shape for t in pieces))
+    layout = lay.broadcast([(layout_of(t), t.shape) for t in pieces], shape)
+    return join(recorder, lambda values: torch.where(condition, *values), pieces, layout)
+
+
+@handles("pad")
+def pad(recorder: Recorder, input: Tensor, pad: Any, mode: str = "constant", value: Any = None) -> Any:
+    if all(p == 0 for p in pad):
+        return input
+    result = torch.nn.functional.pad(input.detach(), pad, mode, value)
+    return join(recorder, lambda values: torch.nn.functional.pad(values[0], pad, mode, value), [input], lay.resized(layout_of(input), result.shape))
+
+
+@handles("dropout", "alpha_dropout", "feature_dropout", "dropout1d", "dropout2d", "dropout3d")
+def dropout(recorder: Recorder, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
+    return NotImplemented if training and p > 0 else input
+
+
+__all__ = ["Join", "VIEW_LIKE", "is_view_like", "tensors_in"]

@@ -1,0 +1,1 @@
+"""Recording a forward: the mode, the graph, the tags, the audit."""

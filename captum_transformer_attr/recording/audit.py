@@ -1,0 +1,77 @@
+"""Walks the autograd graph from the selected output and refuses whatever has no rule.
+
+The walk knows nothing of the interception, so it also finds what interception cannot see: a custom C++ operation, an ``autograd.Function`` of the
+model, a checkpointed or compiled part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from captum_transformer_attr.errors import UnsupportedOperationError
+from captum_transformer_attr.ops.shape import is_view_like
+from captum_transformer_attr.recording import tags
+from captum_transformer_attr.recording.node import Node
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """An operation without a rule."""
+
+    operation: str
+    path: str
+
+    def message(self) -> str:
+        """One line: what, where, and the way out."""
+        where = f"module '{self.path}'" if self.path else "the model itself"
+        return (
+            f"no rule for operation '{self.operation}' in {where}, so no attribution is produced. "
+            f"Way out: register_rule(type(model.get_submodule('{self.path}')), relevance='identity' or your own rule)."
+        )
+
+
+def walk(output: Tensor) -> Iterator[tuple[Node | None, Foreign | None]]:
+    """Every recorded node and every foreign operation that a signal from ``output`` reaches."""
+    stack: list[tuple[Any, str]] = [(output.grad_fn, "")]
+    seen = set()
+    while stack:
+        fn, path = stack.pop()
+        if fn is None or fn in seen:
+            continue
+        seen.add(fn)
+        node = getattr(fn, "node", None)
+        following = [f for f, _ in fn.next_functions]
+        if isinstance(node, Node):
+            yield node, None
+            path = node.path
+            carriers = node.carriers(None)
+            # next_functions also lists the node argument's place holder on some versions: align from the right
+            if carriers is not None:
+                following = [f for f, carries in zip(following[-len(carriers) :], carriers, strict=False) if carries]
+        else:
+            name = fn.name()
+            operation, where = fn.metadata.get(tags.ATTRIBUTE, ("", path))
+            path = where or path
+            if not is_view_like(name):
+                yield None, Foreign(operation or name.partition("Backward")[0], path)
+                continue
+        stack += [(f, path) for f in following]
+
+
+def audit(output: Tensor) -> list[Node]:
+    """The nodes a signal from ``output`` passes.
+
+    Raises:
+        UnsupportedOperationError: naming the first operation without a rule, its module and the way out.
+    """
+    nodes = []
+    for node, foreign in walk(output):
+        if foreign is not None:
+            raise UnsupportedOperationError(foreign.message())
+        if node is not None:
+            nodes.append(node)
+    return nodes

@@ -1,0 +1,135 @@
+"""What the user passes in, and which of it is explained."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_transformer_attr.errors import InputError
+from captum_transformer_attr.recording import tags
+from captum_transformer_attr.recording.layout import initial
+from captum_transformer_attr.recording.recorder import HANDLE
+from captum_transformer_attr.recording.tags import Tag
+
+# Entries of a mapping that steer the model and say nothing themselves.
+NOT_EXPLAINED = re.compile(r"mask|position_ids|token_type_ids|type_ids|label|grid_thw|cache|past_key|return_|image_sizes|spatial_shapes|pixel_shuffle|num_")
+
+
+@dataclass
+class Inputs:
+    """The arguments of one call: ``kind`` is ``"tensor"``, ``"tuple"`` or ``"mapping"``; ``values`` has one entry per argument."""
+
+    kind: str
+    values: dict[str, Any]
+    explained: list[str]
+    extra: tuple[Any, ...] = ()
+    leaves: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def batch(self) -> int:
+        """Number of examples."""
+        return int(self.values[self.explained[0]].shape[0])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating dtype of the explained inputs, float32 if they are all ids."""
+        return next((self.values[n].dtype for n in self.explained if self.values[n].is_floating_point()), torch.float32)
+
+    def example(self, i: int) -> Inputs:
+        """The i-th example alone; tensors (also in ``extra``) whose first axis is the batch are cut."""
+
+        def cut(value: Any) -> Any:
+            return value[i : i + 1] if isinstance(value, Tensor) and value.ndim and value.shape[0] == self.batch else value
+
+        return Inputs(self.kind, {n: cut(v) for n, v in self.values.items()}, self.explained, tuple(cut(v) for v in self.extra))
+
+    def pack(self, results: dict[str, Tensor]) -> Any:
+        """Results by name in the container the inputs came in."""
+        if self.kind == "tensor":
+            return results["input0"]
+        if self.kind == "tuple":
+            return tuple(results[name] for name in self.explained)
+        return {name: results[name] for name in self.explained if name in results}
+
+    def arguments(self, values: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Positional and keyword arguments of the model."""
+        if self.kind == "mapping":
+            return self.extra, values
+        return (*values.values(), *self.extra), {}
+
+
+def parse(inputs: Any, additional_forward_args: Any = None) -> Inputs:
+    """Check and sort the arguments of ``attribute``.
+
+    Raises:
+        InputError: for anything but a tensor, a tuple of tensors or a mapping with at least one tensor to explain; empty batches; NaN.
+    """
+    extra = additional_forward_args
+    extra = () if extra is None else extra if isinstance(extra, tuple) else (extra,)
+    if isinstance(inputs, Tensor):
+        parsed = Inputs("tensor", {"input0": inputs}, ["input0"], extra)
+    elif isinstance(inputs, (tuple, list)) and inputs and all(isinstance(t, Tensor) for t in inputs):
+        values = {f"input{i}": t for i, t in enumerate(inputs)}
+        parsed = Inputs("tuple", values, list(values), extra)
+    elif isinstance(inputs, Mapping) and inputs:
+        values = dict(inputs)
+        explained = [n for n, v in values.items() if isinstance(v, Tensor) and v.dtype != torch.bool and v.ndim >= 2 and not NOT_EXPLAINED.search(n)]
+        if not explained:
+            raise InputError(f"inputs: no entry to explain among {', '.join(values)} (masks and positions are passed on only)")
+        parsed = Inputs("mapping", values, explained, extra)
+    else:
+        raise InputError(f"inputs: expected a Tensor, a tuple of Tensors or a mapping of keyword arguments, got {type(inputs).__name__}")
+    for name in parsed.explained:
+        value = parsed.values[name]
+        if value.ndim == 0 or value.shape[0] == 0:
+            raise InputError(f"inputs: {label(parsed, name)} holds no example (shape {tuple(value.shape)})")
+        if value.shape[0] != parsed.batch:
+            raise InputError(f"inputs: {label(parsed, name)} has {value.shape[0]} examples, {label(parsed, parsed.explained[0])} has {parsed.batch}")
+        if value.dtype == torch.bool or value.is_complex():
+            raise InputError(f"inputs: {label(parsed, name)} is {value.dtype}; floats and integer token ids can be explained")
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise InputError(f"inputs: {label(parsed, name)} contains NaN or infinity")
+    refuse_empty_masks(parsed)
+    return parsed
+
+
+def label(inputs: Inputs, name: str) -> str:
+    """How a message calls an entry."""
+    return {"tensor": "the tensor", "tuple": f"tensor {name.removeprefix('input')}"}.get(inputs.kind, f"'{name}'")
+
+
+def refuse_empty_masks(inputs: Inputs) -> None:
+    """An example whose every token is masked has nothing to explain."""
+    for name, value in inputs.values.items():
+        if name in ("attention_mask", "decoder_attention_mask", "pixel_mask") and isinstance(value, Tensor) and value.ndim >= 2:
+            if value.dtype.is_floating_point and bool((value < 0).any()):
+                continue  # already an additive mask
+            empty = (value.flatten(1) == 0).all(1).nonzero().flatten().tolist()
+            if empty:
+                raise InputError(f"inputs: '{name}' masks every token of example {empty[0]}")
+
+
+def attach(inputs: Inputs, dtype: torch.dtype) -> dict[str, Any]:
+    """Copies of the values that the recording can follow; ``inputs.leaves`` gets the tensors whose signals are the result."""
+    values = dict(inputs.values)
+    for position, name in enumerate(inputs.explained):
+        value = inputs.values[name]
+        tag = Tag(origin=position, ancestors=1 << position, layout=initial(name, value.shape))
+        if value.is_floating_point():
+            leaf = value.detach().clone().requires_grad_()
+            given = leaf.view_as(leaf)
+            setattr(given, tags.ATTRIBUTE, tag)
+        else:
+            leaf = torch.zeros(value.shape, dtype=dtype, device=value.device, requires_grad=True)
+            handle = leaf.view_as(leaf)
+            setattr(handle, tags.ATTRIBUTE, tag)
+            given = value.clone()
+            setattr(given, HANDLE, handle)
+        inputs.leaves[name] = leaf
+        values[name] = given
+    return values

@@ -1,0 +1,183 @@
+"""Which axis of a tensor is the batch, which are features, which are tokens: a small algebra over reshapes and permutations.
+
+Per-example sums (the residual rule, bias accounting) need to know where the examples of a batch are, also inside Swin windows
+``(B * windows, n, C)`` and sequence-first models ``(N, B, C)``. Each axis of a tensor is a tuple of factors ``(label, size)``, outermost
+first: the axis ``B * windows`` is ``((BATCH, B), (axis, windows))``. A layout that cannot be followed is ``None``; whoever needs it then explains
+the examples one by one, so a lost layout costs time and never correctness.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+BATCH = "batch"
+FEATURE = "feature"
+MIXED = "mixed"
+
+Factor = tuple[str, int]
+Axis = tuple[Factor, ...]
+Layout = tuple[Axis, ...]
+
+
+def axis(label: str, size: int) -> Axis:
+    """One axis of a single factor; an axis of size 1 has no factor."""
+    return ((label, size),) if size != 1 else ()
+
+
+def initial(name: str, shape: Sequence[int]) -> Layout:
+    """Layout of an input: examples first, every other axis is labelled with the input's name and its position."""
+    return tuple(axis(BATCH if i == 0 else f"{name}.{i}", size) for i, size in enumerate(shape))
+
+
+def resized(layout: Layout | None, shape: Sequence[int]) -> Layout | None:
+    """Same axes with other sizes (slicing, padding, pooling, concatenation); None if the batch axis itself changed."""
+    if layout is None or len(layout) != len(shape):
+        return fallback(layout, shape)
+    result = []
+    for factors, size in zip(layout, shape, strict=True):
+        if math.prod(s for _, s in factors) == size:
+            result.append(factors)
+        elif any(label == BATCH for label, _ in factors):
+            return None
+        else:
+            labels = {label for label, _ in factors}
+            result.append(axis(labels.pop() if len(labels) == 1 else MIXED, size))
+    return tuple(result)
+
+
+def fallback(layout: Layout | None, shape: Sequence[int]) -> Layout | None:
+    """After an operation that is not understood only a leading batch axis is believed to have stayed where it was."""
+    if layout and len(shape) and layout[0] and layout[0][0][0] == BATCH and shape[0] == math.prod(s for _, s in layout[0]):
+        return (layout[0], *(axis(MIXED, size) for size in shape[1:]))
+    return None
+
+
+def reshaped(layout: Layout | None, shape: Sequence[int]) -> Layout | None:
+    """Row-major order is kept, so the flat list of factors is regrouped (and split where needed) into the new axes."""
+    if layout is None:
+        return None
+    factors = [factor for factors in layout for factor in factors][::-1]
+    result = []
+    for size in shape:
+        taken: list[Factor] = []
+        while size != 1:
+            if not factors:
+                return None
+            label, available = factors.pop()
+            if size % available == 0:
+                taken.append((label, available))
+                size //= available
+            elif available % size == 0:
+                taken.append((label, size))
+                factors.append((label, available // size))
+                size = 1
+            else:
+                return None
+        result.append(tuple(taken))
+    return tuple(result) if not factors else None
+
+
+def permuted(layout: Layout | None, order: Sequence[int]) -> Layout | None:
+    """Axes in a new order."""
+    return None if layout is None else tuple(layout[i] for i in order)
+
+
+def broadcast(layouts: Sequence[tuple[Layout | None, Sequence[int]]], shape: Sequence[int]) -> Layout | None:
+    """Layout of an elementwise operation over operands with these layouts and shapes."""
+    result: list[Axis] = []
+    for i in range(-len(shape), 0):
+        axes = [layout[i] for layout, s in layouts if layout is not None and len(s) >= -i and s[i] == shape[i] and layout[i]]
+        axes.sort(key=lambda factors: any(label == MIXED for label, _ in factors))
+        result.append(axes[0] if axes else axis(MIXED, shape[i]))
+    return tuple(result) if any(layout is not None for layout, _ in layouts) else None
+
+
+def without(layout: Layout | None, dims: Sequence[int], keepdim: bool = False) -> Layout | None:
+    """Axes removed (or shrunk to size 1) by a reduction, ``select`` or ``unbind``."""
+    if layout is None:
+        return None
+    dims = [d % len(layout) for d in dims]
+    if keepdim:
+        return tuple(() if i in dims else factors for i, factors in enumerate(layout))
+    return tuple(factors for i, factors in enumerate(layout) if i not in dims)
+
+
+def indexed(layout: Layout | None, index: object, before: Tensor, after: Tensor) -> Layout | None:
+    """Layout of ``before[index]``; advanced indexing is followed as far as it keeps the batch recognisable."""
+    items = list(index) if isinstance(index, tuple) else [index]
+    if layout is None:
+        return None
+    consumed = sum(i.ndim if isinstance(i, Tensor) and i.dtype == torch.bool else 1 for i in items if i is not None and i is not Ellipsis)
+    if Ellipsis not in [i if i is Ellipsis else 0 for i in items]:
+        items.append(Ellipsis)
+    position = next(k for k, i in enumerate(items) if i is Ellipsis)
+    items[position : position + 1] = [slice(None)] * (before.ndim - consumed)
+    tensors = [i for i in items if isinstance(i, (Tensor, list))]
+    result: list[Axis] = []
+    source = 0
+    placed = False
+    for item in items:
+        if item is None:
+            result.append(())
+            continue
+        if isinstance(item, (Tensor, list)):
+            item = torch.as_tensor(item)
+            if item.dtype == torch.bool or item.ndim > 1:
+                return fallback(layout, after.shape)
+            factors = layout[source]
+            source += 1
+            if placed or item.ndim == 0:
+                continue
+            placed = True
+            size = after.shape[len(result)] if len(result) < after.ndim else 1
+            whole_batch = len(factors) == 1 and factors[0] == (BATCH, size) and item.shape == (size,) and bool((item.cpu() == torch.arange(size)).all())
+            if any(label == BATCH for label, _ in factors) and not whole_batch:
+                return None
+            result.append(factors if whole_batch else axis(factors[0][0] if len(factors) == 1 and len(tensors) == 1 else MIXED, size))
+            continue
+        if isinstance(item, slice):
+            result.append(layout[source])
+        source += 1
+    if len(result) != after.ndim:
+        return fallback(layout, after.shape)
+    return resized(tuple(result), after.shape)
+
+
+def sample_shape(layout: Layout | None, shape: Sequence[int], batch: int) -> tuple[int, int, int] | None:
+    """``(outer, batch, inner)`` such that ``x.reshape(...)`` separates the examples; None if they cannot be separated."""
+    total = math.prod(shape)
+    if batch == 1:
+        return (1, 1, total)
+    if layout is None:
+        return None
+    outer = 1
+    for factors in layout:
+        for label, size in factors:
+            if label == BATCH:
+                return (outer, batch, total // (outer * batch)) if size == batch else None
+            outer *= size
+    return None
+
+
+def labels(layout: Layout | None) -> list[set[str]]:
+    """The set of labels of every axis."""
+    return [] if layout is None else [{label for label, _ in factors} for factors in layout]
+
+
+def feature_axes(layout: Layout | None) -> tuple[int, ...]:
+    """Positions of the axes that hold features only."""
+    return tuple(i for i, found in enumerate(labels(layout)) if found == {FEATURE})
+
+
+def grid(layout: Layout | None, name: str) -> tuple[int, ...]:
+    """Sizes of the token axes that come from the input ``name``, in the input's order of axes."""
+    sizes: dict[str, int] = {}
+    for factors in layout or ():
+        for label, size in factors:
+            if label.startswith(f"{name}."):
+                sizes[label] = sizes.get(label, 1) * size
+    return tuple(sizes[label] for label in sorted(sizes))

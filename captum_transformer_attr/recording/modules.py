@@ -1,0 +1,109 @@
+"""The model during a recording: evaluation mode, frozen parameters, the path of the running module, atomic modules. All undone afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from captum_transformer_attr.errors import UnsupportedModelError
+from captum_transformer_attr.recording import tags
+from captum_transformer_attr.recording.recorder import Recorder, tensors_in
+
+
+def modules_of(function: Any) -> list[nn.Module]:
+    """The modules behind a forward function: itself, or what a bound method or closure refers to."""
+    if isinstance(function, nn.Module):
+        return [function]
+    owner = getattr(function, "__self__", None)
+    cells = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
+    values = [owner, *cells, *(getattr(function, "__defaults__", None) or ())]
+    if hasattr(function, "func"):  # functools.partial
+        values += [function.func, *function.args, *function.keywords.values()]
+    return [v for v in values if isinstance(v, nn.Module)]
+
+
+@contextlib.contextmanager
+def as_evaluated(function: Any) -> Iterator[None]:
+    """Evaluation mode, parameters frozen, random state kept; everything is put back, also after an exception."""
+    roots = modules_of(function)
+    modules = [m for root in roots for m in root.modules()]
+    refuse_compiled(roots)
+    training = [(m, m.training) for m in modules]
+    parameters = [(p, p.requires_grad) for root in roots for p in (*root.parameters(), *root.buffers()) if p.requires_grad]
+    devices = sorted({p.device.index or 0 for root in roots for p in root.parameters() if p.device.type == "cuda"})
+    try:
+        for m in modules:
+            m.training = False
+        for p, _ in parameters:
+            p.requires_grad_(False)
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        for m, mode in training:
+            m.training = mode
+        for p, flag in parameters:
+            p.requires_grad_(flag)
+
+
+def refuse_compiled(roots: list[nn.Module]) -> None:
+    """Compiled and scripted modules hide their operations."""
+    for root in roots:
+        for path, module in root.named_modules():
+            where = f"module '{path}'" if path else "the model"
+            if hasattr(module, "_orig_mod"):
+                raise UnsupportedModelError(f"{where} is compiled (torch.compile), its operations cannot be seen; pass the original: model._orig_mod")
+            if isinstance(module, torch.jit.ScriptModule):
+                raise UnsupportedModelError(f"{where} is scripted (torch.jit), its operations cannot be seen; pass the Python module it was made from")
+
+
+@contextlib.contextmanager
+def watched(function: Any, recorder: Recorder) -> Iterator[None]:
+    """Hooks that tell the recorder which module runs, and that make modules with a registered rule atomic."""
+    from captum_transformer_attr.ops.custom import rule_for_module
+
+    handles = []
+
+    def enter(path: str) -> Any:
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> Any:
+            recorder.module_stack.append(path)
+            rule = rule_for_module(module)
+            if rule is not None and not recorder.paused:
+                return recorder.begin_atomic(module, args, kwargs)
+            return None
+
+        return hook
+
+    def leave(path: str) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> Any:
+            rule = rule_for_module(module)
+            if rule is not None and recorder.atomic and recorder.atomic[-1].module is module:
+                output = recorder.end_atomic(module, rule, output)
+            while recorder.module_stack and recorder.module_stack.pop() != path:
+                pass
+            for t in tensors_in((output,)):
+                if t.grad_fn is not None:
+                    t.grad_fn.metadata.setdefault(tags.ATTRIBUTE, ("", path))
+            recorder.module_outputs.setdefault(path, []).append(output)
+            return output
+
+        return hook
+
+    try:
+        for root in modules_of(function):
+            for path, module in root.named_modules():
+                handles.append(module.register_forward_pre_hook(enter(path), with_kwargs=True, prepend=False))
+                handles.append(module.register_forward_hook(leave(path)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        recorder.module_stack.clear()
+
+
+def floats(values: Any) -> list[Tensor]:
+    """Floating tensors in nested arguments."""
+    return [t for t in tensors_in(values) if t.is_floating_point()]

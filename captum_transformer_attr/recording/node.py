@@ -1,0 +1,112 @@
+"""A recorded operation, and the one autograd function through which every signal travels backwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from captum_transformer_attr.recording.layout import Layout, sample_shape
+
+if TYPE_CHECKING:
+    from captum_transformer_attr.recording.tags import Tag
+    from captum_transformer_attr.recording.recorder import Recorder
+
+Grads = tuple["Tensor | None", ...]
+
+
+class LayoutLostError(Exception):
+    """The examples of a batch cannot be told apart at some operation: explain them one by one. Never leaves the package."""
+
+
+class Node:
+    """One operation of the recorded forward.
+
+    A subclass computes the operation in ``forward`` from the tensors that depend on an input ("live" tensors), keeps what its rules need with
+    ``keep``, and gives the ordinary vector-Jacobian product in ``gradient``. How a relevance or a token flow passes is not its business:
+    see ``captum_transformer_attr.rules`` and ``captum_transformer_attr.flow``.
+    """
+
+    label: str = "operation"
+    captured: ClassVar[bool] = False  # whether the recorder keeps the live output, so that the signal arriving there can be asked for
+    recorder: Recorder
+    path: str
+    index: int
+    tag: Tag  # of the output
+    layout: Layout | None
+    shape: torch.Size
+
+    def forward(self, *live: Tensor) -> Tensor:
+        """Compute the output; runs without autograd."""
+        raise NotImplementedError
+
+    def gradient(self, g: Tensor) -> Grads:
+        """Gradient of every live input from the output's gradient ``g``."""
+        raise NotImplementedError
+
+    def carriers(self, signal: Any) -> tuple[bool, ...] | None:
+        """Which live inputs relevance may reach; None for all. The audit does not follow the others."""
+        return None
+
+    def keep(self, name: str, tensor: Tensor | None) -> None:
+        """Store a detached tensor as an attribute, safe against later in-place writes of the model."""
+        setattr(self, name, None if tensor is None else tensor.detach())
+        if tensor is not None:
+            self.recorder.saved.setdefault(tensor.untyped_storage().data_ptr(), []).append((self, name))
+
+    def sample_sum(self, tensor: Tensor) -> Tensor:
+        """Sum over everything but the examples, shaped to broadcast against ``tensor`` after ``per_sample``; ``(outer, B, inner)`` → ``(B,)``."""
+        return self.per_sample(tensor).sum((0, 2))
+
+    def per_sample(self, tensor: Tensor) -> Tensor:
+        """``tensor`` (of the output's shape) reshaped to ``(outer, B, inner)``."""
+        shape = sample_shape(self.layout, tensor.shape, self.recorder.batch)
+        if shape is None:
+            raise LayoutLostError(self.path)
+        return tensor.reshape(shape)
+
+    def absorb(self, arrived: Callable[[], Tensor]) -> None:
+        """Count relevance that arrived at parameters: ``arrived()`` has the output's shape and is only computed when somebody asks for it."""
+        if self.recorder.accounting:
+            total = self.sample_sum(arrived().to(self.recorder.account_dtype))
+            self.recorder.absorbed[self.path] = self.recorder.absorbed.get(self.path, 0) + total
+
+
+class Record(torch.autograd.Function):
+    """Runs a node's forward, and hands every backward pass to the signal that is being sent."""
+
+    @staticmethod
+    def forward(ctx: Any, node: Node, *live: Tensor) -> Tensor:
+        ctx.node = node
+        ctx.set_materialize_grads(False)
+        return node.forward(*live)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor | None) -> Any:  # type: ignore[override]
+        node: Node = ctx.node
+        if g is None:
+            return (None,) * (len(ctx.needs_input_grad))
+        return (None, *node.recorder.signal.send(node, g))
+
+
+class LocalNode(Node):
+    """A node whose gradient is taken from a small autograd graph of its own: ``function`` of its live inputs."""
+
+    function: Callable[..., Tensor]
+    leaves: tuple[Tensor, ...]
+    y: Tensor
+
+    def forward(self, *live: Tensor) -> Tensor:
+        with torch.enable_grad():
+            self.leaves = tuple(t.detach().requires_grad_() for t in live)
+            for i, leaf in enumerate(self.leaves):
+                self.recorder.saved.setdefault(leaf.untyped_storage().data_ptr(), []).append((self, i))
+            self.y = self.function(*self.leaves)
+            if any(self.y is leaf for leaf in self.leaves):
+                self.y = self.y.view_as(self.y)
+        return self.y.detach()
+
+    def gradient(self, g: Tensor) -> Grads:
+        return torch.autograd.grad(self.y, self.leaves, g, retain_graph=True, allow_unused=True)

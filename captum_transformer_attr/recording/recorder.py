@@ -1,0 +1,342 @@
+"""Records a model's forward: every operation on a tensor that depends on an input becomes a node of one autograd graph."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from captum_transformer_attr.errors import UnsupportedOperationError
+from captum_transformer_attr.recording import tags
+from captum_transformer_attr.recording.layout import Layout, resized
+from captum_transformer_attr.recording.node import Node, Record
+from captum_transformer_attr.recording.tags import Tag, tag_of
+
+Handler = Callable[..., Any]
+
+HANDLERS: dict[str, Handler] = {}  # function name → what makes a node of it
+LAYOUTS: dict[str, Callable[..., Layout | None]] = {}  # view-like function name → layout of its result
+HANDLE = "_captum_transformer_attr_handle"  # float stand-in of an integer tensor of token ids
+CUT = "_captum_transformer_attr_cut"  # path of the module that took this tensor out of the graph
+
+# Functions that read only shapes, dtypes or devices of their tensor arguments.
+PASSIVE = frozenset(
+    """shape size dim ndim numel nelement dtype device stride is_contiguous is_floating_point is_complex requires_grad grad_fn is_leaf layout
+    new_zeros new_ones new_full new_empty new_tensor zeros_like ones_like full_like empty_like rand_like randn_like element_size
+    storage_offset data_ptr __len__ is_cuda is_sparse is_quantized is_meta is_mkldnn names grad _version __repr__ __format__ __hash__ untyped_storage
+    is_nested is_cpu is_mps is_xpu is_inference result_type can_cast is_same_size output_nr _backward_hooks is_complex
+    get_device retains_grad is_nonzero _is_view allclose equal register_hook is_shared itemsize nbytes""".split()
+)
+
+
+def handles(*names: str) -> Callable[[Handler], Handler]:
+    """Register what makes a node of the torch functions with these names: ``handler(recorder, *args, **kwargs)``.
+
+    A handler returns ``NotImplemented`` to leave this call to torch itself (the audit then judges it).
+    """
+
+    def register(handler: Handler) -> Handler:
+        HANDLERS.update(dict.fromkeys(names, handler))
+        return handler
+
+    return register
+
+
+def name_of(function: Any) -> str:
+    """A function's name; for a property such as ``Tensor.T`` the property's."""
+    name = getattr(function, "__name__", str(function))
+    if name in ("__get__", "__set__"):
+        name = getattr(function.__self__, "__name__", name)
+    return name
+
+
+def base_name(name: str) -> str:
+    """``add`` for ``__add__``, ``__iadd__``, ``add_``."""
+    if name.startswith("__") and name.endswith("__"):
+        name = name[2:-2]
+        if name in IN_PLACE_DUNDERS:
+            name = name[1:]
+    elif name.endswith("_"):
+        name = name[:-1]
+    return name
+
+
+IN_PLACE_DUNDERS = frozenset("iadd isub imul itruediv idiv ipow imatmul".split())
+
+
+def is_in_place(name: str) -> bool:
+    """Whether the function writes into its first argument."""
+    if name.startswith("__"):
+        return name[2:-2] in IN_PLACE_DUNDERS
+    return name.endswith("_") and not name.endswith("__")
+
+
+def tensors_in(values: Iterable[Any]) -> list[Tensor]:
+    """All tensors in arguments, also inside lists, tuples and dicts."""
+    found: list[Tensor] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, (list, tuple)):
+            found += tensors_in(value)
+        elif isinstance(value, dict):
+            found += tensors_in(value.values())
+    return found
+
+
+class Recorder(TorchFunctionMode):
+    """Active during the recorded forward only. Nothing is patched: model, classes and process stay as they are."""
+
+    def __init__(self, batch: int) -> None:
+        super().__init__()
+        self.batch = batch
+        self.nodes: list[Node] = []
+        self.saved: dict[int, list[tuple[Node, Any]]] = {}
+        self.module_stack: list[str] = []
+        self.paused = 0
+        self.counter = 63  # the inputs themselves have the numbers below
+        self.signal: Any = None
+        self.accounting = False
+        self.account_dtype = torch.float64
+        self.absorbed: dict[str, Any] = {}
+        self.handle_dtype = torch.float32
+        self.module_outputs: dict[str, list[Any]] = {}
+        self.atomic: list[Atomic] = []
+        self.captured: dict[Node, Tensor] = {}  # outputs whose arriving signals can be asked for
+
+    def clear(self) -> None:
+        """Let go of every tensor."""
+        for held in (self.nodes, self.saved, self.module_outputs, self.atomic, self.absorbed, self.captured):
+            held.clear()
+
+    @property
+    def path(self) -> str:
+        """Path of the module that is running."""
+        return self.module_stack[-1] if self.module_stack else ""
+
+    # ------------------------------------------------------------------ dispatch
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = name_of(func)
+        if self.paused or name in PASSIVE:
+            return func(*args, **kwargs)
+        operands = tensors_in((*args, *kwargs.values()))
+        if not any(t.requires_grad for t in operands):
+            return self.on_constants(func, name, operands, args, kwargs)
+        if name in ("detach", "data") or not torch.is_grad_enabled():
+            return self.cut(func(*args, **kwargs), operands)
+        self.refuse_cut(operands)
+        handler = HANDLERS.get(name) or HANDLERS.get(base_name(name))
+        if handler is not None:
+            if is_in_place(name):
+                result = handler(self, *args, **kwargs)
+                if result is not NotImplemented:
+                    return self.write(args[0], result)
+            else:
+                out = kwargs.pop("out", None)
+                result = handler(self, *args, **kwargs)
+                if result is not NotImplemented:
+                    return result if out is None else self.write(out, result)
+        elif name not in LAYOUTS and (copy := undispatched(func)) is not None:
+            with self:
+                return copy(*args, **kwargs)
+        return self.natively(func, name, operands, args, kwargs)
+
+    def natively(self, func: Any, name: str, operands: list[Tensor], args: Any, kwargs: Any) -> Any:
+        """Let torch's own autograd record the call: right for every signal if it only moves values around, which the audit checks."""
+        writes = is_in_place(name) or name == "__setitem__"
+        if writes:
+            self.unshare(args[0])
+        result = func(*args, **kwargs)
+        written = args[0] if writes else None
+        for out in tensors_in((result,) if written is None else (written,)):
+            if out.requires_grad:
+                self.tag_native(out, name, operands, args, kwargs)
+        if written is not None:
+            self.tag_base(written)
+            if isinstance(result, Tensor) and result is not written and result.requires_grad:
+                setattr(result, tags.ATTRIBUTE, tag_of(written))
+        return result
+
+    def on_constants(self, func: Any, name: str, operands: list[Tensor], args: Any, kwargs: Any) -> Any:
+        """No operand depends on an input through floats; ids carry a float handle along, and tensors that were cut stay cut."""
+        if any(hasattr(t, HANDLE) for t in operands):
+            from captum_transformer_attr.ops.embedding import with_handles
+
+            return with_handles(self, func, name, args, kwargs)
+        result = func(*args, **kwargs)
+        cut = next((getattr(t, CUT) for t in operands if hasattr(t, CUT)), None)
+        if cut is not None:
+            for out in tensors_in((result,)):
+                if out.is_floating_point():
+                    setattr(out, CUT, cut)
+        return result
+
+    def cut(self, result: Any, operands: list[Tensor]) -> Any:
+        """Mark floats that were taken out of the graph (``detach``, ``.data``, ``no_grad``): using them again would hide a path."""
+        for out in tensors_in((result,)):
+            if out.is_floating_point() and not out.requires_grad:
+                setattr(out, CUT, self.path)
+        return result
+
+    def refuse_cut(self, operands: list[Tensor]) -> None:
+        for t in operands:
+            if hasattr(t, CUT):
+                raise UnsupportedOperationError(
+                    f"module '{getattr(t, CUT)}' takes a value out of the graph (detach, .data or no_grad) and module '{self.path}' uses it again: "
+                    f"part of the model would be invisible. Way out: register_rule(type(module), relevance=...) for the module around it."
+                )
+
+    # ------------------------------------------------------------------ nodes and tags
+    def run(self, node: Node, *live: Tensor, **tag: Any) -> Tensor:
+        """Record ``node`` on its live inputs and tag the result; ``tag`` overrides entries of the tag (see ``Tag``)."""
+        node.recorder = self
+        node.path = self.path
+        node.index = len(self.nodes)
+        self.nodes.append(node)
+        out: Tensor = Record.apply(node, *live)  # type: ignore[no-untyped-call]
+        found = [t for t in map(tag_of, live) if t is not None]
+        new = self.merged(found, **tag)
+        node.tag, node.layout, node.shape = new, new.layout, out.shape
+        if node.captured:
+            self.captured[node] = out
+        setattr(out, tags.ATTRIBUTE, new)
+        return out
+
+    def merged(self, found: list[Tag], **overrides: Any) -> Tag:
+        """Tag of a value computed from values with tags ``found``."""
+        self.counter += 1
+        ancestors = 1 << self.counter
+        for tag in found:
+            ancestors |= tag.ancestors
+        values: dict[str, Any] = {
+            "attention": max((t.attention for t in found), default=0),
+            "weighted": min((t.weighted for t in found), default=0),
+            "stride": max((t.stride for t in found), default=(), key=len),
+            "layout": None,
+        }
+        values.update(overrides)
+        return Tag(origin=self.counter, ancestors=ancestors, **values)
+
+    def tag_native(self, out: Tensor, name: str, operands: list[Tensor], args: Any, kwargs: Any) -> None:
+        found = [t for t in map(tag_of, operands) if t is not None]
+        if not found:
+            found = [self.merged([])]
+        infer = LAYOUTS.get(name) or LAYOUTS.get(base_name(name))
+        first = found[0]
+        try:
+            layout = infer(out, *args, **kwargs) if infer else resized(first.layout, out.shape)
+        except (RuntimeError, TypeError, ValueError, IndexError):
+            layout = None
+        if len(found) == 1:
+            # Values that only moved keep their identity, so that a trunk is recognised behind a reshape or a cast.
+            moved = Tag(
+                first.origin, first.ancestors, first.attention, first.weighted, first.role, first.root, layout, first.stride, sum_of=first.sum_of
+            )
+        else:
+            roles = {t.role for t in found}
+            moved = self.merged(found, layout=layout, role=roles.pop() if len(roles) == 1 else tags.PLAIN)
+        setattr(out, tags.ATTRIBUTE, moved)
+        if out.grad_fn is not None:
+            out.grad_fn.metadata.setdefault(tags.ATTRIBUTE, (name, self.path))
+
+    def tag_base(self, written: Tensor) -> None:
+        """A write into a view makes the viewed tensor depend on the input too."""
+        base = written._base
+        tag = tag_of(written)
+        if base is not None and tag is not None and base.requires_grad:
+            found = [tag] if tag_of(base) is None else [tag_of(base), tag]
+            known = [t for t in found if t is not None]
+            layout = known[0].layout if tag_of(base) is not None else resized(tag.layout, base.shape)
+            setattr(base, tags.ATTRIBUTE, self.merged(known, layout=layout))
+
+    # ------------------------------------------------------------------ atomic modules
+    def begin_atomic(self, module: Any, args: Any, kwargs: Any) -> Any:
+        """Give a module with a registered rule leaves of its own and stop recording until it returns."""
+        live = [t for t in tensors_in((args, kwargs)) if t.requires_grad and t.is_floating_point()]
+        leaves = [t.detach().requires_grad_() for t in live]
+        by_id = {id(t): leaf for t, leaf in zip(live, leaves, strict=True)}
+        self.atomic.append(Atomic(module, live, leaves))
+        self.paused += 1
+        return replaced(args, by_id), replaced(kwargs, by_id)
+
+    def end_atomic(self, module: Any, rule: Any, output: Any) -> Any:
+        """Record what the module returned as one operation."""
+        from captum_transformer_attr.ops.custom import Custom
+
+        self.paused -= 1
+        atomic = self.atomic.pop()
+        found = [t for t in tensors_in((output,)) if t.requires_grad]
+        results = {}
+        for y in found:
+            node = Custom(rule)
+            node.label = f"module {type(module).__name__}"
+            node.replay(atomic.leaves, y)
+            first = next((t for t in map(tag_of, atomic.live) if t), None)
+            layout = resized(first.layout, y.shape) if first else None
+            weighted = (first.weighted if first else 0) + 1
+            results[id(y)] = self.run(node, *atomic.live, layout=layout, weighted=weighted)
+        return replaced(output, results)
+
+    # ------------------------------------------------------------------ in-place writes
+    def unshare(self, tensor: Tensor) -> None:
+        """Give every node that kept this storage its own copy, because the model is about to overwrite it."""
+        for node, name in self.saved.pop(tensor.untyped_storage().data_ptr(), ()):
+            if isinstance(name, str):
+                setattr(node, name, getattr(node, name).clone())
+            else:
+                node.forward(*(leaf.detach().clone() for leaf in node.leaves))  # type: ignore[attr-defined]
+
+    def write(self, target: Tensor, value: Tensor) -> Tensor:
+        """``target.copy_(value)`` with the value's tag: an in-place operation in two steps."""
+        self.unshare(target)
+        target.copy_(value)
+        setattr(target, tags.ATTRIBUTE, tag_of(value))
+        self.tag_base(target)
+        return target
+
+
+@dataclass
+class Atomic:
+    """A module that runs as one operation: its live inputs, and the leaves it sees instead."""
+
+    module: Any
+    live: list[Tensor]
+    leaves: list[Tensor]
+
+
+def replaced(value: Any, by_id: dict[int, Tensor]) -> Any:
+    """A nested structure with some tensors replaced."""
+    if isinstance(value, Tensor):
+        return by_id.get(id(value), value)
+    if isinstance(value, tuple):
+        items = [replaced(v, by_id) for v in value]
+        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+    if isinstance(value, list):
+        return [replaced(v, by_id) for v in value]
+    if isinstance(value, dict):
+        return type(value)({k: replaced(v, by_id) for k, v in value.items()})
+    return value
+
+
+def undispatched(function: Any) -> Callable[..., Any] | None:
+    """A copy of a Python-level torch function that skips its own ``__torch_function__`` test, so that the operations inside it are recorded.
+
+    The original stays as it is; only the copy's globals say that no argument wants to be dispatched.
+    """
+    if not isinstance(function, types.FunctionType) or not function.__module__.startswith("torch"):
+        return None
+
+    def never(*_: Any) -> bool:
+        return False
+
+    namespace = dict(function.__globals__)
+    namespace.update(has_torch_function=never, has_torch_function_unary=never, has_torch_function_variadic=never)
+    copy = types.FunctionType(function.__code__, namespace, function.__name__, function.__defaults__, function.__closure__)
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy

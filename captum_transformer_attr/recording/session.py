@@ -1,0 +1,140 @@
+"""One recorded forward, ready for any number of backward passes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from captum._utils.common import _select_targets
+from torch import Tensor
+
+import captum_transformer_attr.ops  # noqa: F401  registers the operations
+from captum_transformer_attr.errors import InputError, UnsupportedModelError
+from captum_transformer_attr.ops.attention import Attention
+from captum_transformer_attr.recording.audit import audit
+from captum_transformer_attr.recording.inputs import Inputs, attach
+from captum_transformer_attr.recording.modules import as_evaluated, modules_of, watched
+from captum_transformer_attr.recording.node import Node
+from captum_transformer_attr.recording.outputs import OutputChoice, unwrap
+from captum_transformer_attr.recording.recorder import Recorder
+from captum_transformer_attr.recording.tags import Tag, tag_of
+from captum_transformer_attr.rules.table import Signal
+
+
+class Recording:
+    """The graph of one forward.
+
+    output: the model's output, unwrapped, on the graph. selected: one number per example, once a target was chosen. nodes: the operations a signal
+    passes. attentions: the attention calls among them in execution order.
+    """
+
+    def __init__(self, recorder: Recorder, inputs: Inputs, output: Tensor) -> None:
+        self.recorder, self.inputs, self.output = recorder, inputs, output
+        self.selected: Tensor = output
+        self.nodes: list[Node] = []
+        self.attentions: list[Attention] = []
+
+    def select(self, target: Any) -> Tensor:
+        """Choose what is explained and audit the graph below it. ``(N,)``.
+
+        Raises:
+            AssertionError, IndexError: for a target that does not fit the output, as Captum does.
+            UnsupportedOperationError: if an operation has no rule.
+        """
+        self.selected = select(self.output, target)
+        if not self.selected.requires_grad:
+            raise UnsupportedModelError("the selected output does not depend on the inputs through differentiable operations")
+        nodes = audit(self.selected)
+        self.nodes = sorted(nodes, key=lambda node: node.index)
+        self.attentions = [n for n in self.nodes if isinstance(n, Attention) and not n.over_channels]
+        return self.selected
+
+    def send(self, signal: Signal, wrt: Sequence[Tensor], start: Tensor | None = None) -> list[Tensor]:
+        """Send a signal from the selected outputs back to ``wrt``; what nothing reached is zero."""
+        self.recorder.signal = signal
+        try:
+            start = torch.ones_like(self.selected) if start is None else start
+            grads = torch.autograd.grad(self.selected, wrt, start, retain_graph=True, allow_unused=True)
+        finally:
+            self.recorder.signal = None
+        return [torch.zeros_like(t) if g is None else g for g, t in zip(grads, wrt, strict=True)]
+
+    def tag(self, tensor: Tensor) -> Tag:
+        """Provenance of a recorded tensor."""
+        tag = tag_of(tensor)
+        assert tag is not None
+        return tag
+
+
+def select(output: Tensor, target: Any) -> Tensor:
+    """Captum's target selection, one number per example."""
+    if target is None and output.ndim > 1 and output.shape[1:].numel() == 1:
+        return output.reshape(output.shape[0])
+    if target is None and output.ndim == 0:
+        return output.reshape(1)
+    selected = _select_targets(output, target)
+    if selected.ndim > 1:
+        if selected.shape[1:].numel() != 1:
+            raise InputError(f"target={target!r}: selects {tuple(selected.shape[1:])} numbers per example of an output of shape {tuple(output.shape)}; one is needed")
+        selected = selected.reshape(selected.shape[0])
+    return selected
+
+
+@contextlib.contextmanager
+def recorded(function: Any, inputs: Inputs, output: OutputChoice = None, verify: bool = True) -> Iterator[Recording]:
+    """Run the model once, recorded. Model and process are as before when the context ends, whatever happens.
+
+    Args:
+        function: the model, or Captum's ``forward_func``.
+        inputs: see ``parse``.
+        output: which tensor of the output is explained.
+        verify: also run the plain forward and compare.
+
+    Raises:
+        UnsupportedModelError: if the recorded forward does not give what the plain forward gives.
+    """
+    recorder = Recorder(inputs.batch)
+    recorder.handle_dtype = parameter_dtype(function, inputs)
+    recording: Recording | None = None
+    try:
+        with torch.inference_mode(False), torch.enable_grad(), as_evaluated(function):
+            state = torch.random.get_rng_state()
+            values = attach(inputs, recorder.handle_dtype)
+            with watched(function, recorder), recorder:
+                args, kwargs = inputs.arguments(values)
+                result = unwrap(function(*args, **kwargs), output)
+            if verify:
+                torch.random.set_rng_state(state)
+                compare(function, inputs, output, result)
+            recording = Recording(recorder, inputs, result)
+            yield recording
+    finally:
+        for node in recorder.nodes:
+            node.__dict__.clear()
+        recorder.clear()
+
+
+def compare(function: Any, inputs: Inputs, output: OutputChoice, recorded_output: Tensor) -> None:
+    """The recorded forward equals the plain one to rounding, or the call fails."""
+    with torch.no_grad():
+        args, kwargs = inputs.arguments({n: v.clone() if isinstance(v, Tensor) else v for n, v in inputs.values.items()})
+        plain = unwrap(function(*args, **kwargs), output)
+    if plain.shape != recorded_output.shape:
+        raise UnsupportedModelError(f"the recorded forward gives shape {tuple(recorded_output.shape)}, the plain one {tuple(plain.shape)}")
+    difference = (plain - recorded_output.detach()).abs()
+    finite = plain.isfinite()
+    worst = difference[finite].max().item() if bool(finite.any()) else 0.0
+    size = plain[finite].abs().max().item() if bool(finite.any()) else 0.0
+    if not worst <= 1e3 * torch.finfo(plain.dtype).eps * max(size, 1e-3) or not torch.equal(finite, recorded_output.detach().isfinite()):
+        raise UnsupportedModelError(
+            f"the recorded forward differs from the plain one by {worst:.2g} (outputs up to {size:.2g}): the model is random in evaluation mode or "
+            f"computes in a way that cannot be followed; make it deterministic, or register_rule for the module in question"
+        )
+
+
+def parameter_dtype(function: Any, inputs: Inputs) -> torch.dtype:
+    """Floating dtype that signals of token ids have."""
+    found = [p.dtype for root in modules_of(function) for p in root.parameters() if p.is_floating_point()]
+    return found[0] if found else inputs.dtype

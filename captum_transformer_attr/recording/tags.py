@@ -1,0 +1,52 @@
+"""What is known of every tensor that the recorded forward made from an input."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from captum_transformer_attr.recording.layout import Layout
+
+# Roles a tensor can play for the operation that reads it.
+PLAIN = ""
+SCORES = "scores"  # queries times keys, before the softmax
+PROBABILITY = "probability"  # after a softmax
+GATE = "gate"  # bounded activation (sigmoid, tanh): multiplies a signal
+ACTIVATED = "activated"  # unbounded activation (SiLU, GELU): the gate of a gated linear unit
+STATISTIC = "statistic"  # a norm or standard deviation: scales a signal
+MEAN = "mean"  # a mean that kept its axes: centres a signal
+ATTRIBUTE = "_captum_transformer_attr_tag"
+
+
+@dataclass(frozen=True, slots=True)
+class Tag:
+    """Provenance of one tensor.
+
+    origin: number of the operation that computed its values (views keep it).
+    ancestors: bit set of the origins it was computed from, its own included.
+    attention: most softmax attentions over tokens on any path from an input.
+    weighted: fewest weighted operations on any path from an input; tells a residual trunk from its branches.
+    root: origin of the one tensor it is an elementwise function of.
+    """
+
+    origin: int
+    ancestors: int
+    attention: int = 0
+    weighted: int = 0
+    role: str = PLAIN
+    root: int = -1
+    layout: Layout | None = None
+    stride: tuple[int, ...] = ()  # input pixels per step of the token grid, through convolutions
+    parts: tuple[Tensor, ...] = ()  # what ``stack`` joined along axis ``parts_dim``: summing it again is a residual
+    parts_dim: int = 0
+    sum_of: object = None  # the Sum node whose result this is
+
+    def comes_from(self, other: Tag) -> bool:
+        """Whether this tensor was computed from ``other``."""
+        return bool(self.ancestors >> other.origin & 1)
+
+
+def tag_of(tensor: Tensor) -> Tag | None:
+    """The tag of a tensor, None if no input reaches it."""
+    return getattr(tensor, ATTRIBUTE, None)

@@ -1,0 +1,1 @@
+"""Relevance rule tables, one file each."""

@@ -1,0 +1,169 @@
+"""The ``deep_taylor`` table: relevance propagation of Chefer, Gur and Wolf (CVPR 2021), section 3.1, made exact per example.
+
+Carries relevance itself, starting from 1 at the selected output; the total is conserved.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from captum_transformer_attr.ops.attention import FusedAttention, Softmax, ValueProduct
+from captum_transformer_attr.ops.bilinear import MatMul, unbroadcast
+from captum_transformer_attr.ops.elementwise import Elementwise, Scale
+from captum_transformer_attr.ops.embedding import Embedding
+from captum_transformer_attr.ops.linear import LinearMap, Pool
+from captum_transformer_attr.ops.norm import Centring, Norm, Statistic
+from captum_transformer_attr.ops.product import Product
+from captum_transformer_attr.ops.residual import ConstantSum, Sum
+from captum_transformer_attr.ops.shape import Join
+from captum_transformer_attr.recording.node import Grads, Node
+from captum_transformer_attr.rules.table import Rule, Signal, divide
+
+
+def identity(node: Node, r: Tensor, signal: Signal) -> Grads:
+    """Softmax, norms, activations pass relevance on unchanged."""
+    return (r,)
+
+
+def z_plus(node: LinearMap, r: Tensor, signal: Signal) -> Grads:
+    """z⁺ rule (CVPR 2021, eq. 3-4), bias ignored, one shared denominator: R = x⁺ ⊙ S W⁺ + x⁻ ⊙ S W⁻ with S = R / (x⁺W⁺ + x⁻W⁻).
+
+    Three products instead of four: x⁺W⁺ + x⁻W⁻ = (xW + |x||W|) / 2, whose first term is the forward's own output without its bias.
+    """
+    x, magnitude, weight = node.x, node.x.abs(), node.weight.abs()
+    z = node.map(magnitude, weight).add_(node.unbiased())
+    # Only an all-zero input (padding) gives z = 0: then the output is nothing but bias.
+    node.absorb(lambda: torch.where(z == 0, r, 0))
+    s = divide(r, z)
+    return (node.pullback(s, node.weight).mul_(x).add_(node.pullback(s, weight).mul_(magnitude)),)
+
+
+def proportional(node: Pool, r: Tensor, signal: Signal) -> Grads:
+    """LRP-0 of mean, sum and average pooling: R_i = x_i w_i · R / Σ x w; where the sum is 0 the weights alone decide."""
+    empty = node.y == 0
+    result = node.x * node.pullback(divide(r, node.y), node.weight)
+    return (result + node.spread(torch.where(empty, r, 0)) if bool(empty.any()) else result,)
+
+
+def matrix_product(node: MatMul, r: Tensor, signal: Signal) -> Grads:
+    """Both operands get half (CVPR 2021, eq. 7-8): R_U = U ⊙ (S Vᵀ) / 2, R_V = V ⊙ (Uᵀ S) / 2, S = R / UV."""
+    s = divide(r, node.y) / 2
+    return node.split(node.a * (s @ node.b.mT), node.b * (node.a.mT @ s))
+
+
+def attention_map(node: ValueProduct | FusedAttention, p: Tensor, s: Tensor, rows: slice) -> Tensor:
+    """Relevance of the attention map: R_A = A ⊙ (S Vᵀ) with S = R_out / (2 · out)."""
+    return p * (s[..., rows, :] @ node.value.mT)
+
+
+def eager_attention(node: ValueProduct, r: Tensor, signal: Signal) -> Grads:
+    """The matrix product rule for attention times values."""
+    s = divide(r, node.y) / 2
+    p = node.probability
+    return node.split(p * (s @ node.value.mT), node.value * (p.mT @ s))
+
+
+def fused_attention(node: FusedAttention, r: Tensor, signal: Signal) -> Grads:
+    """Two matrix products with an identity (softmax, mask, scale) between them; q and k get a quarter each, v a half."""
+    s = divide(r, node.y) / 2
+    rq, rk, rv = torch.empty_like(node.query), torch.zeros_like(node.key), torch.zeros_like(node.value)
+    for rows in node.blocks():
+        scores = node.scores(rows)
+        p = node.weights(scores, rows)
+        rv += p.mT @ s[..., rows, :]
+        t = divide(attention_map(node, p, s, rows), scores).div_(2)
+        rq[..., rows, :] = t @ node.key
+        rk += t.mT @ node.query[..., rows, :]
+    return node.to_live(rq * node.query, rk * node.key, rv * node.value)
+
+
+def residual(node: Sum, r: Tensor, signal: Signal) -> Grads:
+    """Proportional to the summands, then rescaled so that both totals share Σ R as |Σ R_a| : |Σ R_b|, per example (CVPR 2021, eq. 9-10)."""
+    s = divide(r, node.a + node.b)
+    ra, rb = rescale(node, node.a * s, node.b * s, r)
+    return unbroadcast(ra, node.a.shape), unbroadcast(rb, node.b.shape)
+
+
+def rescale(node: Node, ra: Tensor, rb: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
+    parts = [node.per_sample(t.expand(r.shape)) for t in (ra, rb, r)]
+    a, b, total = (t.sum((0, 2)) for t in parts)
+    size = a.abs() + b.abs()
+    factors = (divide(divide(t.abs(), size) * total, t)[:, None] for t in (a, b))
+    scaled = [(part * factor).reshape(r.shape) for part, factor in zip(parts[:2], factors, strict=True)]
+    return scaled[0], scaled[1]
+
+
+def constant_sum(node: ConstantSum, r: Tensor, signal: Signal) -> Grads:
+    """A positional embedding is a summand like any other and keeps its share; biases and masks are ignored."""
+    if node.ignored:
+        return (unbroadcast(r, node.x.shape),)
+    s = divide(r, node.x + node.constant)
+    ra, rb = rescale(node, node.x * s, node.constant * s, r)
+    node.absorb(lambda: rb)
+    return (unbroadcast(ra, node.x.shape),)
+
+
+def scaling(node: Scale, r: Tensor, signal: Signal) -> Grads:
+    """A constant factor changes nothing, except that a factor of 0 lets nothing through."""
+    if isinstance(node.factor, Tensor) and bool((node.factor == 0).any()):
+        node.absorb(lambda: torch.where((node.factor == 0).expand(r.shape), r, 0))  # type: ignore[union-attr]
+        r = torch.where(node.factor == 0, 0, r)
+    return (unbroadcast(r, node.x_shape),)
+
+
+def product(node: Product, r: Tensor, signal: Signal) -> Grads:
+    """A gate, a norm or an activation's own factor is part of the channel, not of the content: all relevance to the content, so it is conserved.
+
+    Two equals share it half and half, as in a matrix product.
+    """
+    if node.signal is None:
+        return node.split(r / 2, r / 2)
+    return node.to_signal(r)
+
+
+def centring(node: Centring, r: Tensor, signal: Signal) -> Grads:
+    """Part of a layer norm: identity, nothing to the mean."""
+    return r, None
+
+
+def nothing(node: Statistic, r: Tensor, signal: Signal) -> Grads:
+    """A norm or deviation carries no relevance."""
+    node.absorb(lambda: r)
+    return (None,)
+
+
+def embedding(node: Embedding, r: Tensor, signal: Signal) -> Grads:
+    """A token gets the sum over its embedding."""
+    return (r.sum(-1),)
+
+
+def joining(node: Join, r: Tensor, signal: Signal) -> Grads:
+    """Follow the positions; what lies on constants (class tokens, padding) arrived there."""
+    node.absorb(lambda: torch.where(node.live_positions(), 0, r))
+    return node.gradient(r)
+
+
+TABLE: dict[type[Node], Rule] = {
+    LinearMap: z_plus,
+    Pool: proportional,
+    MatMul: matrix_product,
+    ValueProduct: eager_attention,
+    FusedAttention: fused_attention,
+    Sum: residual,
+    ConstantSum: constant_sum,
+    Softmax: identity,
+    Norm: identity,
+    Elementwise: identity,
+    Scale: scaling,
+    Product: product,
+    Centring: centring,
+    Statistic: nothing,
+    Embedding: embedding,
+    Join: joining,
+}
+
+
+def deep_taylor() -> Signal:
+    """Relevance by the CVPR 2021 rules."""
+    return Signal("deep_taylor", "relevance", TABLE)
