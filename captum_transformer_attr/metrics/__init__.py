@@ -23,7 +23,7 @@ from captum_transformer_attr.metrics.pointing import (
 from captum_transformer_attr.metrics.ranking import ranks
 from captum_transformer_attr.metrics.rationale import ERASER_K, RationaleScores, rationale_auprc, token_f1, word_scores
 from captum_transformer_attr.metrics.removal import RemovableUnits, Removal
-from captum_transformer_attr.metrics.saco import saco
+from captum_transformer_attr.metrics.saco import SacoScores, saco
 from captum_transformer_attr.metrics.segmentation import SegmentationResult, SegmentationScores, segmentation_scores
 from captum_transformer_attr.metrics.tokens import TOKEN_FRACTIONS, TokenRemoval
 
@@ -43,6 +43,7 @@ __all__ = [
     "RationaleScores",
     "RemovableUnits",
     "Removal",
+    "SacoScores",
     "SegmentationResult",
     "SegmentationScores",
     "TokenRemoval",

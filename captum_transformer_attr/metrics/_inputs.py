@@ -10,13 +10,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from captum_transformer_attr.errors import InputError
+from captum_transformer_attr.recording.outputs import unwrap
 
 Inputs: TypeAlias = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]
 Forward: TypeAlias = Callable[..., Any]
 Target: TypeAlias = int | Sequence[int] | Tensor
-
-# The order in which a Hugging Face ModelOutput is searched for the scores of the classes.
-_LOGITS = ("logits", "logits_per_image", "question_answering_score", "prediction_logits")
 
 
 def first_tensor(inputs: Inputs) -> Tensor:
@@ -45,17 +43,10 @@ def class_scores(forward: Forward, inputs: Inputs) -> Tensor:
             output = forward(inputs)
         else:
             output = forward(*inputs)
-    output = unwrapped(output)
-    if not isinstance(output, Tensor) or output.ndim != 2:
-        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+    output = unwrap(output)
+    if output.ndim != 2:
+        shape = tuple(output.shape)
         raise InputError(f"forward must return scores of shape (examples, classes), got {shape}; wrap it in a function")
-    return output
-
-
-def unwrapped(output: Any) -> Any:
-    """The logits of a Hugging Face ModelOutput or of a dictionary; anything else as it is."""
-    if isinstance(output, Mapping):
-        return next((output[key] for key in _LOGITS if isinstance(output.get(key), Tensor)), output)
     return output
 
 

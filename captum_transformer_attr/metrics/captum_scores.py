@@ -9,7 +9,7 @@ from captum.metrics import infidelity, sensitivity_max
 from torch import Tensor
 
 from captum_transformer_attr.errors import InputError
-from captum_transformer_attr.metrics._inputs import unwrapped
+from captum_transformer_attr.recording.outputs import ForwardWrapper
 
 
 class CaptumScores(NamedTuple):
@@ -65,9 +65,6 @@ def infidelity_and_sensitivity(
             inputs, target=target, additional_forward_args=additional_forward_args, **attribute_arguments
         )
 
-    def forward(*args: Any) -> Any:
-        return unwrapped(attribution.forward_func(*args))
-
     def perturbed(*args: Tensor) -> tuple[Any, Any]:
         values = args[0] if isinstance(args[0], tuple) else args
         moves = tuple(noise * torch.randn_like(value) for value in values)
@@ -79,7 +76,7 @@ def infidelity_and_sensitivity(
         torch.manual_seed(seed)
         with torch.no_grad():
             first = infidelity(
-                forward,
+                ForwardWrapper(attribution.forward_func),
                 perturbed,
                 inputs,
                 attributions,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -16,7 +16,8 @@ from captum_transformer_attr.metrics.ranking import ranks
 from captum_transformer_attr.metrics.removal import Removal
 
 Order = Literal["positive", "negative"]
-Measure = Literal["accuracy", "probability", "logit"]
+Measure = Literal["accuracy", "probability", "sigmoid", "logit"]
+MEASURES: tuple[str, ...] = get_args(Measure)
 RemovalChoice = Removal | Literal["black", "mean", "blur"]
 
 
@@ -31,6 +32,7 @@ def perturbation_curve(
     fractions: Sequence[float] | None = None,
     measure: Measure = "accuracy",
     seed: int = 0,
+    clean_scores: Tensor | None = None,
 ) -> Tensor:
     """Removes a growing part of the input in the order of its relevance and asks the model each time.
 
@@ -47,9 +49,10 @@ def perturbation_curve(
         removal: a `PixelRemoval` or `TokenRemoval`; the name of a pixel baseline stands for images in [0, 1].
         fractions: parts removed, in rising order; by default the published steps, 0 to 0.9 for pixels and 0 to 1 for
             tokens.
-        measure: `"accuracy"` (1 where the target is the top class), or the target's softmax `"probability"`, or its
-            `"logit"`.
+        measure: `"accuracy"` (1 where the target is the top class), or the target's softmax `"probability"`, its
+            `"sigmoid"` (models of independent labels), or its `"logit"`.
         seed: orders units of equal relevance, see `ranks`.
+        clean_scores: (N, classes), the model's answer to the whole inputs if it is known; saves a forward.
 
     Returns:
         (N, fractions), a curve per example. Their mean is the published curve.
@@ -59,8 +62,8 @@ def perturbation_curve(
     """
     if order not in ("positive", "negative"):
         raise InputError(f'order must be "positive" or "negative", got {order!r}')
-    if measure not in ("accuracy", "probability", "logit"):
-        raise InputError(f'measure must be "accuracy", "probability" or "logit", got {measure!r}')
+    if measure not in MEASURES:
+        raise InputError(f"measure must be one of {', '.join(MEASURES)}, got {measure!r}")
     removal = PixelRemoval(removal) if isinstance(removal, str) else removal
     fractions = checked_fractions(removal.fractions if fractions is None else fractions)
     units = removal.prepare(inputs, attributions)
@@ -68,7 +71,10 @@ def perturbation_curve(
     places = ranks(units.scores, descending=order == "positive", removable=units.removable, seed=seed)
     steps = []
     for fraction in fractions:
-        scores = class_scores(forward, units.remove(places < units.count(fraction)[:, None]))
+        if fraction == 0 and clean_scores is not None:
+            scores = clean_scores
+        else:
+            scores = class_scores(forward, units.remove(places < units.count(fraction)[:, None]))
         steps.append(measured(scores, target, measure))
     return torch.stack(steps, dim=1)
 
@@ -123,7 +129,7 @@ def measured(scores: Tensor, target: Tensor, measure: Measure) -> Tensor:
     """(N,) what a measure says about (N, classes) scores."""
     if measure == "accuracy":
         return (scores.argmax(-1) == target).to(scores.dtype)
-    values = scores.softmax(-1) if measure == "probability" else scores
+    values = {"probability": scores.softmax(-1), "sigmoid": scores.sigmoid()}.get(measure, scores)
     return values.gather(1, target[:, None])[:, 0]
 
 
@@ -152,7 +158,7 @@ class PerturbationAUC(Accumulator):
         self.fractions = checked_fractions(self.removal.fractions if fractions is None else fractions)
         self.options: dict[str, Any] = {"order": order, "measure": measure, "seed": seed}
 
-    def update(self, inputs: Inputs, attributions: Any, target: Target) -> None:
+    def update(self, inputs: Inputs, attributions: Any, target: Target, *, clean_scores: Tensor | None = None) -> None:
         """Adds a batch."""
         curve = perturbation_curve(
             self.forward,
@@ -161,6 +167,7 @@ class PerturbationAUC(Accumulator):
             target,
             removal=self.removal,
             fractions=self.fractions,
+            clean_scores=clean_scores,
             **self.options,
         )
         self._add(curve=curve)

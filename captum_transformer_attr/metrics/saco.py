@@ -9,7 +9,8 @@ from torch import Tensor
 
 from captum_transformer_attr.errors import InputError
 from captum_transformer_attr.metrics._inputs import Forward, Inputs, Target, class_scores, class_targets
-from captum_transformer_attr.metrics.perturbation import RemovalChoice, measured
+from captum_transformer_attr.metrics.accumulator import Accumulator, Bootstrap
+from captum_transformer_attr.metrics.perturbation import Measure, RemovalChoice, measured
 from captum_transformer_attr.metrics.pixels import PixelRemoval
 from captum_transformer_attr.metrics.ranking import ranks
 
@@ -22,6 +23,7 @@ def saco(
     *,
     groups: int = 10,
     removal: RemovalChoice = "mean",
+    measure: Measure = "probability",
     seed: int = 0,
 ) -> Tensor:
     """Does more salience mean more influence? One number per example from -1 (the opposite) to 1 (always).
@@ -41,6 +43,7 @@ def saco(
         target: the explained class; the predicted one by default, as in the paper.
         groups: K; the paper uses 10. Sequences with fewer tokens leave groups empty, which count for nothing.
         removal: the paper replaces pixels by the image's mean.
+        measure: the confidence; `"sigmoid"` for models of independent labels.
         seed: orders units of equal salience, see `ranks`.
 
     Returns:
@@ -57,15 +60,43 @@ def saco(
     # prepare() may have taken entries away that the model does not know, so even the clean pass goes through remove().
     clean = class_scores(forward, units.remove(torch.zeros_like(units.removable)))
     target = clean.argmax(-1) if target is None else class_targets(target, len(clean), clean.device)
-    confidence = measured(clean, target, "probability")
+    confidence = measured(clean, target, measure)
     number = units.removable.sum(1, keepdim=True)
     drops, salience, empty = [], [], []
     for group in range(groups):
         members = (places >= number * group // groups) & (places < number * (group + 1) // groups)
-        drops.append(confidence - measured(class_scores(forward, units.remove(members)), target, "probability"))
+        drops.append(confidence - measured(class_scores(forward, units.remove(members)), target, measure))
         salience.append(units.scores.double().masked_fill(~members, 0).sum(1) / members.sum(1).clamp(min=1))
         empty.append(~members.any(1))
     return _coefficient(torch.stack(drops, 1), torch.stack(salience, 1), torch.stack(empty, 1))
+
+
+class SacoScores(Accumulator):
+    """The coefficient over a stream of batches; `compute` returns `saco`, an `Estimate`.
+
+    Args:
+        forward: as in `saco`, like the other options.
+    """
+
+    def __init__(
+        self,
+        forward: Forward,
+        *,
+        groups: int = 10,
+        removal: RemovalChoice = "mean",
+        measure: Measure = "probability",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.forward = forward
+        self.options: dict[str, Any] = {"groups": groups, "removal": removal, "measure": measure, "seed": seed}
+
+    def update(self, inputs: Inputs, attributions: Any, target: Target | None = None) -> None:
+        """Adds a batch."""
+        self._add(saco=saco(self.forward, inputs, attributions, target, **self.options))
+
+    def _summary(self, estimate: Bootstrap) -> dict[str, Any]:
+        return {"saco": estimate(self._column("saco"))[0]}
 
 
 def _coefficient(drops: Tensor, salience: Tensor, empty: Tensor) -> Tensor:

@@ -1,0 +1,143 @@
+"""Tasks on pictures: a classifier and a reader of images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from captum_transformer_attr.datasets import DatasetError, ImageExample, Reader, Skipped
+from captum_transformer_attr.evaluation.batch import Batch, runner_up
+from captum_transformer_attr.evaluation.measures import (
+    ORDERS,
+    Discriminativeness,
+    Measure,
+    Perturbation,
+    Pointing,
+    Saco,
+    Segmentation,
+)
+from captum_transformer_attr.evaluation.task import Task
+from captum_transformer_attr.loading import ImageModel
+from captum_transformer_attr.metrics import PixelRemoval
+
+METRICS = ("perturbation", "saco", "pointing", "segmentation", "discriminativeness")
+
+
+class ImageTask(Task):
+    """An image classifier on labelled pictures.
+
+    The whole picture is squashed to the model's input (the protocol of Chefer et al. 2021, and masks stay where their
+    objects are); masks follow by nearest neighbour.
+
+    Args:
+        name, title: see `Task`.
+        model: loaded with its preprocessing.
+        reader: pictures with labels, and with regions where a metric needs masks.
+        metrics: of `METRICS`.
+        indices: which examples.
+        mask_role: whose object the regions are: `"label"`, or `"predicted"` where the data set names no class.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        title: str,
+        model: ImageModel,
+        reader: Reader[ImageExample],
+        metrics: Sequence[str],
+        indices: Sequence[int],
+        *,
+        mask_role: str = "label",
+    ) -> None:
+        self.loaded = model
+        self.reader = reader
+        self.metrics = tuple(metrics)
+        self.mask_role = mask_role
+        super().__init__(name, title, model.model, self._measures(), indices)
+
+    def _measures(self) -> list[Measure]:
+        preprocessing = self.loaded.preprocessing
+        black = PixelRemoval("black", mean=preprocessing.mean, std=preprocessing.std)
+        available: dict[str, list[Measure]] = {
+            "perturbation": [
+                Perturbation(black, order, explained) for explained in ("predicted", "label") for order in ORDERS
+            ],
+            "saco": [Saco(PixelRemoval("mean"))],
+            "pointing": [Pointing(self.mask_role)],
+            "segmentation": [Segmentation(self.mask_role)],
+            "discriminativeness": [Discriminativeness()],
+        }
+        return [measure for metric in self.metrics for measure in available[metric]]
+
+    @property
+    def skipped(self) -> list[Skipped]:
+        return self.reader.skipped
+
+    def batches(self, batch_size: int) -> Iterator[Batch]:
+        waiting: list[ImageExample] = []
+        for _, example in self.reader.examples(self.indices):
+            waiting.append(example)
+            if len(waiting) == batch_size:
+                yield self._batch(waiting)
+                waiting = []
+        if waiting:
+            yield self._batch(waiting)
+
+    def _batch(self, examples: list[ImageExample]) -> Batch:
+        pixels = torch.stack([self.loaded.preprocessing(Image.fromarray(e.image)) for e in examples]).to(self.device)
+        with torch.no_grad():
+            output = self.model(pixels)
+        logits = output if isinstance(output, Tensor) else output["logits"]
+        predicted = logits.argmax(1)
+        targets = {"predicted": predicted, "other": runner_up(logits, predicted)}
+        if any("label" in m.roles or getattr(m, "asked", "") == "label" for m in self.measures):
+            targets["label"] = self._labels(examples, logits)
+        masks = {}
+        if {"pointing", "segmentation"} & set(self.metrics):
+            size = (int(pixels.shape[2]), int(pixels.shape[3]))
+            masks[self.mask_role] = torch.stack([resized_mask(e.mask(), size) for e in examples]).to(self.device)
+        return Batch([e.name for e in examples], pixels, logits, targets, masks)
+
+    def _labels(self, examples: list[ImageExample], logits: Tensor) -> Tensor:
+        for example in examples:
+            if example.label is None or not 0 <= example.label < logits.shape[1]:
+                raise DatasetError(
+                    f"{example.name} has label {example.label}, the model has {logits.shape[1]} classes; "
+                    "metrics that need a label cannot be computed"
+                )
+        return torch.tensor([example.label for example in examples], device=logits.device)
+
+    def description(self) -> dict[str, Any]:
+        return {
+            "task": self.name,
+            "model": self.loaded.name,
+            "metrics": self.metrics,
+            "indices": self.indices,
+            "weights": weight_sum(self.model),
+        }
+
+
+def resized_mask(mask: np.ndarray, size: tuple[int, int]) -> Tensor:
+    """A boolean mask at another size (height, width), nearest neighbour.
+
+    A region so small that no sampled pixel falls on it keeps the pixel at its middle.
+    """
+    height, width = size
+    resized = Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST)
+    result = torch.from_numpy(np.array(resized)).bool()
+    if mask.any() and not result.any():
+        rows, columns = np.nonzero(mask)
+        row = int(rows.mean() * height / mask.shape[0])
+        column = int(columns.mean() * width / mask.shape[1])
+        result[row, column] = True
+    return result
+
+
+def weight_sum(model: torch.nn.Module) -> float:
+    """One number that changes when any weight does (for practical purposes)."""
+    return float(sum(value.detach().double().abs().sum().item() for value in model.state_dict().values()))

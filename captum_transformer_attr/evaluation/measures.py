@@ -1,0 +1,258 @@
+"""The columns of a table: a metric, what it is asked about, and which direction is good."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from captum_transformer_attr.comparison import element_scores
+from captum_transformer_attr.evaluation.batch import Batch
+from captum_transformer_attr.metrics import (
+    Accumulator,
+    Estimate,
+    MeanScore,
+    PerturbationAUC,
+    PointingGame,
+    RationaleScores,
+    Removal,
+    SacoScores,
+    SegmentationScores,
+    class_discriminativeness,
+    word_scores,
+)
+
+Forward = Callable[..., Any]
+Order = Literal["positive", "negative"]
+ORDERS: tuple[Order, ...] = ("positive", "negative")
+
+
+@dataclass(frozen=True)
+class Column:
+    """One number of a table.
+
+    Attributes:
+        name: its heading, unique within a task.
+        better: whether lower or higher is good; `""` for a reference such as the chance level.
+        estimate: value, interval, and how many examples it rests on.
+    """
+
+    name: str
+    better: Literal["lower", "higher", ""]
+    estimate: Estimate
+
+
+class Measure(ABC):
+    """A metric as the harness runs it."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Unique within a task, also the key of the stored numbers."""
+
+    @property
+    @abstractmethod
+    def roles(self) -> tuple[str, ...]:
+        """Which classes must be explained for it, see `Batch.targets`."""
+
+    @abstractmethod
+    def accumulator(self, forward: Forward) -> Accumulator:
+        """A fresh accumulator."""
+
+    @abstractmethod
+    def update(self, accumulator: Any, batch: Batch, maps: Mapping[str, Any]) -> None:
+        """Adds a batch, given the attributions of every role."""
+
+    @abstractmethod
+    def columns(self, accumulator: Any, seed: int) -> list[Column]:
+        """What goes into the table."""
+
+
+@dataclass(frozen=True)
+class Perturbation(Measure):
+    """Area under the perturbation curve, in one direction.
+
+    Attributes:
+        explained: the role of the class whose attributions order the removal.
+        asked: the role of the class that the measure looks at.
+        entry: which input the attributions are of, where there are several.
+    """
+
+    removal: Removal
+    order: Order
+    explained: str = "predicted"
+    asked: str = "label"
+    measure: Any = "accuracy"
+    entry: str | None = None
+    label: str = ""
+
+    @property
+    def name(self) -> str:
+        label = f"{self.label} " if self.label else ""
+        return f"{label}{self.order}, {self.explained}"
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return (self.explained,)
+
+    def accumulator(self, forward: Forward) -> PerturbationAUC:
+        return PerturbationAUC(forward, order=self.order, removal=self.removal, measure=self.measure)
+
+    def update(self, accumulator: PerturbationAUC, batch: Batch, maps: Mapping[str, Any]) -> None:
+        scores = entry_scores(maps[self.explained], self.entry)
+        accumulator.update(batch.inputs, scores, batch.targets[self.asked], clean_scores=batch.logits)
+
+    def columns(self, accumulator: PerturbationAUC, seed: int) -> list[Column]:
+        better: Literal["lower", "higher"] = "lower" if self.order == "positive" else "higher"
+        return [Column(self.name, better, accumulator.compute(seed=seed)["auc"])]
+
+
+@dataclass(frozen=True)
+class Saco(Measure):
+    """Salience-guided faithfulness coefficient of the predicted class."""
+
+    removal: Removal
+    measure: Any = "probability"
+    entry: str | None = None
+    name: str = "SaCo"
+    roles: tuple[str, ...] = ("predicted",)
+
+    def accumulator(self, forward: Forward) -> SacoScores:
+        return SacoScores(forward, removal=self.removal, measure=self.measure)
+
+    def update(self, accumulator: SacoScores, batch: Batch, maps: Mapping[str, Any]) -> None:
+        (role,) = self.roles
+        accumulator.update(batch.inputs, entry_scores(maps[role], self.entry), batch.targets[role])
+
+    def columns(self, accumulator: SacoScores, seed: int) -> list[Column]:
+        return [Column(self.name, "higher", accumulator.compute(seed=seed)["saco"])]
+
+
+@dataclass(frozen=True)
+class Pointing(Measure):
+    """Pointing game and mass in the mask, with the subset whose object does not cover the image centre.
+
+    Attributes:
+        role: the explained class, whose object has a mask in the batch.
+        to_maps: how the attributions become maps (N, H, W); a detour for inputs that are regions, not pixels.
+    """
+
+    role: str = "label"
+    to_maps: Callable[[Any], Tensor] = field(default_factory=lambda: entry_scores)
+    name: str = "pointing"
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return (self.role,)
+
+    def accumulator(self, forward: Forward) -> PointingGame:
+        return PointingGame()
+
+    def update(self, accumulator: PointingGame, batch: Batch, maps: Mapping[str, Any]) -> None:
+        accumulator.update(self.to_maps(maps[self.role]), batch.masks[self.role])
+
+    def columns(self, accumulator: PointingGame, seed: int) -> list[Column]:
+        result = accumulator.compute(seed=seed)
+        return [
+            Column("pointing", "higher", result["hit"]),
+            Column("pointing, off-centre objects", "higher", result["hit_off_center"]),
+            Column("mass in mask", "higher", result["mass"]),
+            Column("mass in mask, off-centre", "higher", result["mass_off_center"]),
+            Column("chance", "", result["chance"]),
+            Column("chance, off-centre", "", result["chance_off_center"]),
+        ]
+
+
+@dataclass(frozen=True)
+class Segmentation(Measure):
+    """Pixel accuracy, mean IoU and average precision."""
+
+    role: str = "predicted"
+    threshold: float | str = "mean"
+    name: str = "segmentation"
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return (self.role,)
+
+    def accumulator(self, forward: Forward) -> SegmentationScores:
+        return SegmentationScores(threshold=self.threshold)
+
+    def update(self, accumulator: SegmentationScores, batch: Batch, maps: Mapping[str, Any]) -> None:
+        accumulator.update(entry_scores(maps[self.role]), batch.masks[self.role])
+
+    def columns(self, accumulator: SegmentationScores, seed: int) -> list[Column]:
+        result = accumulator.compute(seed=seed)
+        return [
+            Column("pixel accuracy", "higher", result["pixel_accuracy"]),
+            Column("mIoU", "higher", result["mean_iou"]),
+            Column("AP", "higher", result["average_precision"]),
+        ]
+
+
+@dataclass(frozen=True)
+class Discriminativeness(Measure):
+    """Whether the maps of two classes differ, and prefer their own objects where both have masks."""
+
+    roles: tuple[str, ...] = ("predicted", "other")
+    name: str = "discriminativeness"
+
+    def accumulator(self, forward: Forward) -> MeanScore:
+        return MeanScore()
+
+    def update(self, accumulator: MeanScore, batch: Batch, maps: Mapping[str, Any]) -> None:
+        both = torch.stack([entry_scores(maps[role]) for role in self.roles], dim=1)
+        masked = all(role in batch.masks for role in self.roles)
+        masks = torch.stack([batch.masks[role] for role in self.roles], dim=1) if masked else None
+        result = class_discriminativeness(both, masks)
+        scores = {"separation": result.separation}
+        accumulator.update(**scores, **({} if result.localization is None else {"localization": result.localization}))
+
+    def columns(self, accumulator: MeanScore, seed: int) -> list[Column]:
+        result = accumulator.compute(seed=seed)
+        columns = [Column("class separation", "higher", result["separation"])]
+        if "localization" in result:
+            columns.append(Column("right object (of two)", "higher", result["localization"]))
+        return columns
+
+
+@dataclass(frozen=True)
+class Rationale(Measure):
+    """Token F1 and AUPRC against human rationales; the score of a word is the highest of its pieces."""
+
+    k: tuple[int, ...]
+    role: str = "label"
+    entry: str = "input_ids"
+    name: str = "rationale"
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return (self.role,)
+
+    def accumulator(self, forward: Forward) -> RationaleScores:
+        return RationaleScores(self.k)
+
+    def update(self, accumulator: RationaleScores, batch: Batch, maps: Mapping[str, Any]) -> None:
+        assert batch.words is not None
+        rows = entry_scores(maps[self.role], self.entry)
+        words, texts = batch.words, range(len(batch))
+        scores = [word_scores(rows[i], words.of_tokens[i], words.count[i]) for i in texts]
+        accumulator.update(scores, words.rationales)
+
+    def columns(self, accumulator: RationaleScores, seed: int) -> list[Column]:
+        result = accumulator.compute(seed=seed)
+        by_k = [Column(f"F1@{k}", "higher", estimate) for k, estimate in result["token_f1"].items()]
+        return [Column("AUPRC", "higher", result["auprc"]), *by_k]
+
+
+def entry_scores(attributions: Any, entry: str | None = None) -> Tensor:
+    """One score per pixel or token, (N, H, W) or (N, T), of one entry of an attribution."""
+    if isinstance(attributions, Mapping):
+        attributions = attributions[entry] if entry is not None else next(iter(attributions.values()))
+    elif isinstance(attributions, tuple):
+        attributions = attributions[0]
+    return element_scores(attributions)

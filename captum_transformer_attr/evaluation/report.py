@@ -1,0 +1,146 @@
+"""Results as Markdown tables and as JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from captum_transformer_attr.evaluation.measures import Column
+from captum_transformer_attr.evaluation.run import TaskResult
+
+ARROWS = {"lower": " ↓", "higher": " ↑", "": ""}
+NAMED_SKIPS = 5
+
+
+def as_json(results: Sequence[TaskResult], circumstances: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything, machine-readable: per task and method every number with its interval."""
+    return {**circumstances, "tasks": [_task_json(result) for result in results]}
+
+
+def as_markdown(results: Sequence[TaskResult], circumstances: Mapping[str, Any], title: str) -> str:
+    """One table per task; the best value of a column is bold, intervals are 95 % bootstrap intervals over examples."""
+    versions = ", ".join(f"{name} {number}" for name, number in circumstances["versions"].items())
+    lines = [
+        f"# {title}",
+        "",
+        f"`{circumstances['command']}`",
+        "",
+        f"{circumstances['machine']}; {versions}; commit {circumstances['commit'] or 'unknown'};"
+        f" {circumstances['date']}.",
+        "",
+        "Values with 95 % bootstrap intervals over the examples; ↓ lower is better, ↑ higher is better, bold: best of"
+        " the column. Seconds are per example and include every class that the columns ask for.",
+    ]
+    for result in results:
+        lines += ["", f"## {result.title}", "", *_table(result)]
+    return "\n".join(lines) + "\n"
+
+
+def write(results: Sequence[TaskResult], circumstances: Mapping[str, Any], stem: Path, title: str) -> None:
+    """Writes `<stem>.md` and `<stem>.json`; each is complete or not there."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    _write(stem.with_suffix(".json"), json.dumps(as_json(results, circumstances), indent=1) + "\n")
+    _write(stem.with_suffix(".md"), as_markdown(results, circumstances, title))
+
+
+def _table(result: TaskResult) -> list[str]:
+    heads = next((row.columns for row in result.rows if row.columns), ())
+    counts = sorted({row.examples for row in result.rows if not row.error})
+    lines = []
+    if counts:
+        examples = " to ".join(str(count) for count in sorted({counts[0], counts[-1]}))
+        lines += [f"{examples} examples.", ""]
+    if result.skipped:
+        named = "; ".join(result.skipped[:NAMED_SKIPS])
+        more = f" and {len(result.skipped) - NAMED_SKIPS} more" if len(result.skipped) > NAMED_SKIPS else ""
+        lines += [f"{len(result.skipped)} examples skipped: {named}{more}.", ""]
+    # A reference such as the chance level is the same in every row: it stands below the table.
+    shown = [i for i, column in enumerate(heads) if column.better]
+    titles = ["method", *(heads[i].name + ARROWS[heads[i].better] for i in shown), "s"]
+    lines += ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
+    best = {i: _best([row.columns[i] for row in result.rows if row.columns]) for i in shown}
+    for row in result.rows:
+        if row.error:
+            continue
+        cells = [_cell(row.columns[i], best[i]) for i in shown]
+        lines.append("| " + " | ".join([row.method, *cells, f"{row.seconds:.3g}"]) + " |")
+    references = [f"{column.name} {_number(column.estimate.value)}" for column in heads if not column.better]
+    if references:
+        lines += ["", "Reference: " + ", ".join(references) + "."]
+    refused = [f"{row.method}: {row.error}" for row in result.rows if row.error]
+    if refused:
+        lines += ["", "Not applicable:", "", *(f"- {line}" for line in refused)]
+    undefined = max((column.estimate.skipped for row in result.rows for column in row.columns), default=0)
+    if undefined:
+        lines += ["", f"Up to {undefined} examples have no object or rationale and are left out of the columns on it."]
+    return lines
+
+
+def _best(columns: Sequence[Column]) -> float:
+    values = [column.estimate.value for column in columns if not math.isnan(column.estimate.value)]
+    if not values:
+        return math.nan
+    return min(values) if columns[0].better == "lower" else max(values)
+
+
+def _cell(column: Column, best: float) -> str:
+    estimate = column.estimate
+    value = _number(estimate.value)
+    if estimate.value == best:
+        value = f"**{value}**"
+    if math.isnan(estimate.low):
+        return value
+    return f"{value} <sub>{_number(estimate.low)}–{_number(estimate.high)}</sub>"
+
+
+def _number(value: float) -> str:
+    if math.isnan(value):
+        return "–"
+    return f"{value:.2f}" if abs(value) >= 10 else f"{value:.3f}"
+
+
+def _task_json(result: TaskResult) -> dict[str, Any]:
+    methods = {}
+    for row in result.rows:
+        metrics = {
+            column.name: {
+                "value": _finite(column.estimate.value),
+                "low": _finite(column.estimate.low),
+                "high": _finite(column.estimate.high),
+                "examples": column.estimate.count,
+                "undefined": column.estimate.skipped,
+                "better": column.better,
+            }
+            for column in row.columns
+        }
+        entry: dict[str, Any] = {"metrics": metrics, "seconds_per_example": row.seconds, "examples": row.examples}
+        methods[row.method] = {**entry, "error": row.error} if row.error else entry
+    return {
+        "task": result.task,
+        "title": result.title,
+        "description": json.loads(json.dumps(result.description)),
+        "skipped": list(result.skipped),
+        "methods": methods,
+    }
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no NaN."""
+    return value if math.isfinite(value) else None
+
+
+def _write(path: Path, text: str) -> None:
+    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,165 @@
+"""Method by method, batch by batch: attributions, then every measure of the task."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from captum_transformer_attr.comparison import Method
+from captum_transformer_attr.errors import TransformerAttributionError
+from captum_transformer_attr.evaluation.batch import Batch, scatter, select
+from captum_transformer_attr.evaluation.measures import Column
+from captum_transformer_attr.evaluation.store import Progress, Store
+from captum_transformer_attr.evaluation.task import Task
+
+Advance = Callable[[str, int, int], None]
+"""Told the method's name, the examples done and their number, after every batch."""
+
+
+@dataclass(frozen=True)
+class MethodRow:
+    """One row of a table.
+
+    Attributes:
+        method: its name.
+        columns: its numbers; empty where it failed.
+        seconds: per example, attributions of all classes asked for.
+        examples: how many it was measured on.
+        error: why there are no numbers; one line.
+    """
+
+    method: str
+    columns: tuple[Column, ...]
+    seconds: float
+    examples: int
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """One table.
+
+    Attributes:
+        task: its short name.
+        title: what it is about.
+        rows: one per method.
+        skipped: reasons of the examples that could not be read.
+        description: what the numbers depend on.
+    """
+
+    task: str
+    title: str
+    rows: tuple[MethodRow, ...]
+    skipped: tuple[str, ...]
+    description: Mapping[str, Any]
+
+
+def evaluate(
+    task: Task,
+    methods: Sequence[Method],
+    *,
+    batch_size: int = 8,
+    folder: str | Path | None = None,
+    advance: Advance | None = None,
+    save_every: float = 30.0,
+    seed: int = 0,
+) -> TaskResult:
+    """Measures every method on a task.
+
+    A method that refuses the model or the input (an error of this package) becomes a row that says so; any other
+    exception is a defect and is raised.
+
+    Args:
+        task: model, data, measures.
+        methods: as `captum_transformer_attr.comparison.resolve` and `evaluation.controls` make them.
+        batch_size: examples at a time; the numbers do not depend on it beyond rounding.
+        folder: where finished work is kept, so that the same call goes on where an interrupted one stopped.
+        advance: called after every batch.
+        save_every: seconds between two savings within a method.
+        seed: of the bootstrap intervals.
+    """
+    store = Store(folder)
+    # An interrupted method goes on at a batch's end, which lies elsewhere for another batch size.
+    description = {**task.description(), "batch_size": batch_size}
+    rows = []
+    for method in methods:
+        progress = Progress({measure.name: measure.accumulator(task.model) for measure in task.measures})
+        store.load(description, method.name, progress)
+        _run(task, method, progress, store, description, batch_size, advance, save_every)
+        columns: list[Column] = []
+        if not progress.error:
+            for measure in task.measures:
+                columns += measure.columns(progress.accumulators[measure.name], seed)
+        seconds = progress.seconds / max(progress.done, 1)
+        rows.append(MethodRow(method.name, tuple(columns), seconds, progress.done, progress.error))
+    skipped = tuple(entry.reason for entry in task.skipped)
+    return TaskResult(task.name, task.title, tuple(rows), skipped, task.description())
+
+
+def attribute_roles(method: Method, task: Task, batch: Batch) -> dict[str, Any]:
+    """Attributions per role; examples whose class was explained for an earlier role are not explained again."""
+    maps: dict[str, Any] = {}
+    for role in task.roles:
+        target = batch.targets[role]
+        if maps:
+            known = next(iter(maps))
+            differ = (target != batch.targets[known]).nonzero().flatten()
+            if len(differ) == 0:
+                maps[role] = maps[known]
+                continue
+            if len(differ) < len(target):
+                some = method.attribute(task.model, select(batch.inputs, differ), target[differ])
+                maps[role] = scatter(maps[known], differ, some)
+                continue
+        maps[role] = method.attribute(task.model, batch.inputs, target)
+    return maps
+
+
+def _run(
+    task: Task,
+    method: Method,
+    progress: Progress,
+    store: Store,
+    description: Mapping[str, Any],
+    batch_size: int,
+    advance: Advance | None,
+    save_every: float,
+) -> None:
+    total = len(task.indices)
+    if progress.finished:
+        if advance:
+            advance(method.name, total, total)
+        return
+    seen, saved = 0, time.monotonic()
+    for batch in task.batches(batch_size):
+        seen += len(batch)
+        if seen <= progress.done:
+            continue
+        start = time.perf_counter()
+        try:
+            maps = attribute_roles(method, task, batch)
+        except TransformerAttributionError as error:
+            progress.error = " ".join(str(error).split())
+            break
+        _synchronize(task.device)
+        progress.seconds += time.perf_counter() - start
+        for measure in task.measures:
+            measure.update(progress.accumulators[measure.name], batch, maps)
+        progress.done = seen
+        if time.monotonic() - saved > save_every:
+            store.save(description, method.name, progress)
+            saved = time.monotonic()
+        if advance:
+            advance(method.name, seen, total)
+    progress.finished = True
+    store.save(description, method.name, progress)
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

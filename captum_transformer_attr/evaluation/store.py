@@ -1,0 +1,111 @@
+"""Finished work on disk, so that an interrupted evaluation goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from captum_transformer_attr.metrics import Accumulator
+
+
+@dataclass
+class Progress:
+    """How far one method has come on one task.
+
+    Attributes:
+        done: examples finished.
+        seconds: spent on attributing them.
+        finished: nothing is left to do.
+        error: why the method cannot be applied; one line.
+        accumulators: the numbers so far, by measure.
+    """
+
+    accumulators: Mapping[str, Accumulator]
+    done: int = 0
+    seconds: float = 0.0
+    finished: bool = False
+    error: str = ""
+
+
+class Store:
+    """A folder with one file per task and method.
+
+    A file whose description (model, data, metrics, options) is another one is not used and is overwritten.
+
+    Args:
+        folder: made if missing; None keeps nothing.
+    """
+
+    def __init__(self, folder: str | Path | None) -> None:
+        self.folder = None if folder is None else Path(folder)
+
+    def load(self, description: Mapping[str, Any], method: str, progress: Progress) -> None:
+        """Fills `progress` with what was stored, if anything fits."""
+        path = self._path(description, method)
+        if path is None or not path.is_file():
+            return
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                header = json.loads(str(file["header"]))
+                arrays = {name: torch.from_numpy(file[name]) for name in file.files if name != "header"}
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError):
+            return  # a damaged file is work lost, not an error: it is done again
+        if header["description"] != _plain(description):
+            return
+        progress.done, progress.seconds = header["done"], header["seconds"]
+        progress.finished, progress.error = header["finished"], header["error"]
+        for name, accumulator in progress.accumulators.items():
+            columns = {key.split("/", 1)[1]: value for key, value in arrays.items() if key.split("/", 1)[0] == name}
+            if columns:
+                accumulator.load_state_dict(columns)
+
+    def save(self, description: Mapping[str, Any], method: str, progress: Progress) -> None:
+        """Writes the state; the file is complete or not there."""
+        path = self._path(description, method)
+        if path is None:
+            return
+        header = {
+            "description": _plain(description),
+            "done": progress.done,
+            "seconds": progress.seconds,
+            "finished": progress.finished,
+            "error": progress.error,
+        }
+        arrays: dict[str, Any] = {
+            f"{name}/{key}": value.numpy()
+            for name, accumulator in progress.accumulators.items()
+            for key, value in accumulator.state_dict().items()
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                np.savez(file, header=np.array(json.dumps(header)), **arrays)
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+    def _path(self, description: Mapping[str, Any], method: str) -> Path | None:
+        if self.folder is None:
+            return None
+        return self.folder / _file_name(str(description["task"])) / f"{_file_name(method)}.npz"
+
+
+def _file_name(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._=-]+", "_", text).strip("_")
+
+
+def _plain(description: Mapping[str, Any]) -> Any:
+    """As it comes back from JSON."""
+    return json.loads(json.dumps(description))

@@ -1,0 +1,72 @@
+"""A task: a model, a stream of batches and the columns of its table."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from captum_transformer_attr.datasets import Skipped
+from captum_transformer_attr.evaluation.batch import Batch
+from captum_transformer_attr.evaluation.measures import Measure
+
+
+class Task(ABC):
+    """What a table is about.
+
+    Attributes:
+        name: short, for file names and headings.
+        title: one line about model and data.
+        model: the explained model, in eval mode.
+        measures: the columns.
+        indices: which examples of the data set are taken.
+    """
+
+    def __init__(
+        self, name: str, title: str, model: nn.Module, measures: Sequence[Measure], indices: Sequence[int]
+    ) -> None:
+        self.name = name
+        self.title = title
+        self.model = model.eval()
+        self.measures = tuple(measures)
+        self.indices = tuple(indices)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next((value.device for value in self.model.parameters()), torch.device("cpu"))
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Every class that some measure wants explained, in a fixed order."""
+        return tuple(dict.fromkeys(role for measure in self.measures for role in measure.roles))
+
+    @property
+    @abstractmethod
+    def skipped(self) -> list[Skipped]:
+        """Examples that could not be read so far."""
+
+    @abstractmethod
+    def batches(self, batch_size: int) -> Iterator[Batch]:
+        """All examples in turn; unreadable ones are left out and recorded in `skipped`."""
+
+    @abstractmethod
+    def description(self) -> dict[str, Any]:
+        """What the results depend on beside the method, as JSON; stored results of another one are not reused."""
+
+
+def spread(length: int, count: int | None, half: str = "all") -> list[int]:
+    """Indices spread evenly over a data set.
+
+    Args:
+        length: of the data set.
+        count: how many; all if None or more than there are.
+        half: `"even"` or `"odd"` takes every second of them, so that a choice made on one half can be reported on the
+            other; `"all"` takes both.
+    """
+    number = length if count is None else min(count, length)
+    chosen = [i * length // number for i in range(number)]
+    return {"all": chosen, "even": chosen[::2], "odd": chosen[1::2]}[half]
