@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 import torch
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -153,7 +153,7 @@ def _print(examples: tuple[Example, ...]) -> None:
             table.add_column(f"strongest words ({example.methods[0]})")
         for label in example.classes:
             probability = example.probabilities.get(label)
-            cells = [Text(label), "" if probability is None else f"{100 * probability:.1f} %"]
+            cells: list[RenderableType] = [Text(label), "" if probability is None else f"{100 * probability:.1f} %"]
             if words:
                 cells.append(Text(_strongest(words[0], label, example.methods[0])))
             table.add_row(*cells)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from captum.attr import (
     FeatureAblation,
@@ -55,11 +57,23 @@ def integrated_gradients(view: FloatView, target: Any, *, n_steps: int = 50) -> 
 def gradient_shap(view: FloatView, target: Any, *, n_samples: int = 20, stdevs: float = 0.1) -> tuple[Tensor, ...]:
     """Captum's ``GradientShap`` with the zero input as baseline; the same random numbers in every call."""
     baselines = tuple(torch.zeros_like(tensor[:1]) for tensor in view.features)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
+    with _same_random_numbers():
         return GradientShap(view).attribute(
             view.features, baselines, n_samples=n_samples, stdevs=stdevs, target=target, **_call(view)
         )
+
+
+@contextmanager
+def _same_random_numbers() -> Iterator[None]:
+    """Seeded generators inside, the process's own state outside; Captum draws from torch and from NumPy."""
+    state = np.random.get_state()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        np.random.seed(0)
+        try:
+            yield
+        finally:
+            np.random.set_state(state)
 
 
 def occlusion(view: FloatView, target: Any) -> tuple[Tensor, ...]:

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from captum_transformer_attr.comparison.float_view import Inputs
 from captum_transformer_attr.comparison.methods import Method, resolve
 from captum_transformer_attr.errors import InputError
 
@@ -123,7 +122,7 @@ class Comparison:
 
 def compare(
     model: nn.Module,
-    inputs: Inputs,
+    inputs: Any,
     target: Any = None,
     methods: Sequence[str | Method | Any] = DEFAULT_METHODS,
 ) -> Comparison:

@@ -14,10 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from captum_transformer_attr.errors import InputError
-
-Inputs = Tensor | tuple[Tensor, ...] | Mapping[str, Any]
-NOT_EXPLAINED = ("mask", "position", "token_type", "bias", "labels", "grid_thw", "sizes", "spatial_shapes")
-"""Parts of the names of mapping entries that describe other entries, and are handed on as they are."""
+from captum_transformer_attr.recording.inputs import parse
+from captum_transformer_attr.recording.outputs import unwrap
 
 
 class FloatView:
@@ -30,20 +28,15 @@ class FloatView:
     Args:
         model: Any module.
         inputs: A tensor, a tuple of positional arguments, or a mapping of keyword arguments.
-        output: From the model's output to the tensor of scores.
 
     Raises:
         InputError: if nothing can be explained, or ids are not looked up in an ``nn.Embedding``.
     """
 
-    def __init__(self, model: nn.Module, inputs: Inputs, output: Callable[[Any], Tensor]) -> None:
+    def __init__(self, model: nn.Module, inputs: Any) -> None:
         self.model = model
-        self.output = output
-        self.kind = dict if isinstance(inputs, Mapping) else type(inputs)
-        self.entries = _entries(inputs)
-        self.explained = [key for key, value in self.entries.items() if _is_explained(key, value)]
-        if not self.explained:
-            raise InputError("inputs hold no float tensor and no token ids to explain")
+        self.inputs = parse(inputs)
+        self.entries, self.explained = self.inputs.values, self.inputs.explained
         tensors = [self.entries[key] for key in self.explained]
         self.embeddings = _embeddings(model, self)
         self.features = tuple(
@@ -68,34 +61,21 @@ class FloatView:
             else:
                 entries[key] = features
         with _substituted(substitutes):
-            return self.output(self.call(entries))
+            return unwrap(self.call(entries))
 
     def call(self, entries: Mapping[str, Any]) -> Any:
         """The model's own output for complete entries."""
-        return self.model(**entries) if self.kind is dict else self.model(*entries.values())
+        positional, keywords = self.inputs.arguments(dict(entries))
+        return self.model(*positional, **keywords)
 
     def restore(self, attributions: tuple[Tensor, ...]) -> Any:
         """Attributions of the features in the inputs' container; embeddings are summed to one score per id."""
-        restored = [
-            values.sum(-1).detach() if key in self.embeddings else values.detach()
-            for key, values in zip(self.explained, attributions, strict=True)
-        ]
-        if self.kind is dict:
-            return dict(zip(self.explained, restored, strict=True))
-        return restored[0] if issubclass(self.kind, Tensor) else tuple(restored)
-
-
-def _entries(inputs: Inputs) -> dict[str, Any]:
-    if isinstance(inputs, Mapping):
-        return dict(inputs)
-    tensors = (inputs,) if isinstance(inputs, Tensor) else inputs
-    return {str(position): tensor for position, tensor in enumerate(tensors)}
-
-
-def _is_explained(key: str, value: Any) -> bool:
-    if not isinstance(value, Tensor) or value.ndim < 2 or value.dtype == torch.bool:
-        return False
-    return not any(part in key for part in NOT_EXPLAINED)
+        return self.inputs.pack(
+            {
+                key: values.sum(-1).detach() if key in self.embeddings else values.detach()
+                for key, values in zip(self.explained, attributions, strict=True)
+            }
+        )
 
 
 def _embeddings(model: nn.Module, view: FloatView) -> dict[str, nn.Embedding]:

@@ -15,8 +15,7 @@ from torch import nn
 
 import captum_transformer_attr
 from captum_transformer_attr.comparison.captum_methods import CAPTUM_METHODS
-from captum_transformer_attr.comparison.float_view import FloatView, Inputs
-from captum_transformer_attr.comparison.outputs import scores_of
+from captum_transformer_attr.comparison.float_view import FloatView
 from captum_transformer_attr.errors import InputError
 
 NEED_LAYER = ("LayerTransformerLRP", "NeuronTransformerLRP")
@@ -33,7 +32,7 @@ class Method:
     """
 
     name: str
-    attribute: Callable[[nn.Module, Inputs, Any], Any]
+    attribute: Callable[[nn.Module, Any, Any], Any]
 
 
 def our_methods() -> dict[str, Callable[..., Any]]:
@@ -123,23 +122,23 @@ def _check_options(name: str, function: Callable[..., Any], options: dict[str, A
             raise InputError(f"method {name} has no option {key!r}; its options: {known}")
 
 
-def _our_call(name: str, options: dict[str, Any]) -> Callable[[nn.Module, Inputs, Any], Any]:
+def _our_call(name: str, options: dict[str, Any]) -> Callable[[nn.Module, Any, Any], Any]:
     method_class = our_methods()[name]
     _check_options(name, method_class, options, ("model",))
     return lambda model, inputs, target: method_class(model, **options).attribute(inputs, target=target)
 
 
-def _bound_call(attribution: Any) -> Callable[[nn.Module, Inputs, Any], Any]:
+def _bound_call(attribution: Any) -> Callable[[nn.Module, Any, Any], Any]:
     return lambda model, inputs, target: attribution.attribute(inputs, target=target)
 
 
-def _captum_call(name: str, options: dict[str, Any]) -> Callable[[nn.Module, Inputs, Any], Any]:
+def _captum_call(name: str, options: dict[str, Any]) -> Callable[[nn.Module, Any, Any], Any]:
     function = CAPTUM_METHODS[name]
     _check_options(name, function, options, ("view", "target"))
 
-    def attribute(model: nn.Module, inputs: Inputs, target: Any) -> Any:
+    def attribute(model: nn.Module, inputs: Any, target: Any) -> Any:
         with _evaluating(model):
-            view = FloatView(model, inputs, scores_of)
+            view = FloatView(model, inputs)
             # Called under no_grad as well, like our own classes.
             with torch.enable_grad():
                 return view.restore(tuple(function(view, target, **options)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +75,7 @@ def image_figure(panel: ImagePanel, probabilities: dict[str, float] | None = Non
         picture.set_title(_class_title(label, probabilities), fontsize=8, loc="left")
         for column, method in enumerate(methods, start=1):
             scale = overlay(grid[row, column], panel.image, panel.scores[label][method])
-            grid[row, column].set_title(method, fontsize=8)
+            grid[row, column].set_title(textwrap.fill(method, 24), fontsize=8)
             grid[row, column].set_xlabel(f"{scale.low:.2g} … {scale.high:.2g}", fontsize=6)
     return figure
 

@@ -11,8 +11,8 @@ import torch
 from captum_transformer_attr.cli.cases import Case, ImageView
 from captum_transformer_attr.cli.kinds.classes import chosen_classes, class_logits, labelled
 from captum_transformer_attr.comparison import element_scores
-from captum_transformer_attr.comparison.outputs import scores_of
 from captum_transformer_attr.loading import ImageModel, read_image
+from captum_transformer_attr.recording.outputs import unwrap
 from captum_transformer_attr.visualization.report import FloatArray
 
 
@@ -32,7 +32,7 @@ def image_case(loaded: ImageModel, path: str, targets: Sequence[str], top: int, 
     pixels = loaded.preprocessing(read_image(path))
     inputs = pixels[None].to(device)
     with torch.no_grad():
-        output = scores_of(loaded.model(inputs))
+        output = unwrap(loaded.model(inputs))
     logits = class_logits(output, loaded.name)
     indices = chosen_classes(loaded, logits, targets, top)
     labels = labelled(loaded, indices)

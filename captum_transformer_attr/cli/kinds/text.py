@@ -12,10 +12,10 @@ import torch
 from captum_transformer_attr.cli.cases import Case, TextView
 from captum_transformer_attr.cli.kinds.classes import chosen_classes, class_logits, labelled
 from captum_transformer_attr.comparison import element_scores
-from captum_transformer_attr.comparison.outputs import scores_of
 from captum_transformer_attr.errors import InputError
 from captum_transformer_attr.loading import TextModel, merge_pieces, words_of
 from captum_transformer_attr.loading.words import Merge
+from captum_transformer_attr.recording.outputs import unwrap
 from captum_transformer_attr.visualization.report import FloatArray
 
 LONGEST_TITLE = 70
@@ -40,7 +40,7 @@ def text_case(
     text, title = _text(given)
     encoded, pieces, words = encode(loaded.tokenizer, text, device)
     with torch.no_grad():
-        output = scores_of(loaded.model(**encoded))
+        output = unwrap(loaded.model(**encoded))
     logits = class_logits(output, loaded.name)
     indices = chosen_classes(loaded, logits, targets, top)
     labels = labelled(loaded, indices)
