@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 pytest.importorskip("transformers")
 pytest.importorskip("sklearn")
 
-from benchmarks.trained_models import checkpoints, easy_vqa, vqa_models  # noqa: E402
+from benchmarks.trained_models import easy_vqa, storage, vqa_models  # noqa: E402
 from benchmarks.trained_models.digit_detector import (  # noqa: E402
     average_precision,
     detection_labels,
@@ -53,7 +53,7 @@ def test_split() -> easy_vqa.EasyVqaSplit:
 def empty_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache folder of the test's own, and no committed checkpoints."""
     monkeypatch.setenv("CTA_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(checkpoints, "COMMITTED_DIR", tmp_path / "committed")
+    monkeypatch.setattr(storage, "COMMITTED_DIR", tmp_path / "committed")
     return tmp_path / "cache"
 
 
@@ -319,7 +319,7 @@ def test_detr_training_reduces_the_loss(empty_folders: Path) -> None:
     ],
 )
 def test_loaders_name_the_training_command(load: Any, command: str, empty_folders: Path) -> None:
-    with pytest.raises(checkpoints.MissingCheckpointError) as error:
+    with pytest.raises(storage.MissingCheckpointError) as error:
         load()
     assert command in str(error.value) and str(empty_folders) in str(error.value)
 
@@ -337,9 +337,36 @@ def test_interrupted_write_leaves_the_previous_checkpoint(tmp_path: Path) -> Non
 
     folder = tmp_path / "model"
     model = vqa_models.build_model("visualbert", 10, ANSWERS)
-    checkpoints.save_checkpoint(folder, model, {"epochs_done": 1})
+    storage.save_checkpoint(folder, model, {"epochs_done": 1})
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(KeyboardInterrupt):
-        checkpoints.save_checkpoint(folder, model, {"epochs_done": 2}, Interrupted())
+        storage.save_checkpoint(folder, model, {"epochs_done": 2}, Interrupted())
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert list(tmp_path.iterdir()) == [folder]
+
+
+@needs_easy_vqa
+@pytest.mark.parametrize("architecture", vqa_models.ARCHITECTURES)
+def test_committed_vqa_models_answer_the_test_questions(
+    architecture: vqa_models.Architecture,
+    test_split: easy_vqa.EasyVqaSplit,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setenv("CTA_CACHE", str(tmp_path))
+    trained = {"visualbert": vqa_models.load_visualbert_vqa, "lxmert": vqa_models.load_lxmert_vqa}[architecture]()
+    assert trained.answers == test_split.answers
+    first = easy_vqa.EasyVqaSplit(
+        test_split.images,
+        test_split.questions[:500],
+        test_split.image_indices[:500],
+        test_split.answer_indices[:500],
+        test_split.answers,
+    )
+    predictions = predict(trained.model, architecture, trained.tokenizer, first)
+    assert min(accuracies(predictions, first).values()) > 0.9
+
+
+def test_committed_detr_finds_digits_of_unseen_writers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CTA_CACHE", str(tmp_path))
+    assert average_precision(load_digit_detr(), make_scenes(40, "test", seed=11)) > 0.9

@@ -9,7 +9,7 @@ from torch import Tensor
 from torchvision.ops import box_convert, box_iou
 from transformers import DetrConfig, DetrForObjectDetection, ResNetConfig
 
-from benchmarks.trained_models.checkpoints import find_checkpoint, load_model
+from benchmarks.trained_models.storage import find_checkpoint, load_model
 from captum_transformer_attr.digit_scenes import CLASS_NAMES, DigitScenes
 
 CHECKPOINT_NAME = "detr_digit_scenes"

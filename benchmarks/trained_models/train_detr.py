@@ -4,7 +4,7 @@
 
 As the published DETR starts from a backbone that was trained to classify, this one starts from a backbone that was
 trained (with batch normalisation, which DETR then freezes) to name the digit at every cell of its feature map. The
-checkpoint (weights, configuration, training report) goes to the cache folder, see `checkpoints`.
+checkpoint (weights, configuration, training report) goes to the cache folder, see `storage`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from torch.nn import functional as F
 from transformers import AutoBackbone, DetrForObjectDetection
 from transformers.utils import logging
 
-from benchmarks.trained_models.checkpoints import cache_dir, save_checkpoint
 from benchmarks.trained_models.digit_detector import (
     CHECKPOINT_NAME,
     STRIDE,
@@ -33,6 +32,7 @@ from benchmarks.trained_models.digit_detector import (
     detection_labels,
     detector_inputs,
 )
+from benchmarks.trained_models.storage import cache_dir, save_checkpoint
 from captum_transformer_attr.digit_scenes import CLASS_NAMES, DigitScenes, make_scenes
 
 

@@ -4,7 +4,7 @@
     python -m benchmarks.trained_models.train_vqa --arch lxmert
 
 Needs the easy-VQA archive (``CTA_DATA``). The checkpoint (weights, configuration, tokenizer, training report) goes to
-the cache folder, see `checkpoints`; it is renewed after every epoch.
+the cache folder, see `storage`; it is renewed after every epoch.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging
 
-from benchmarks.trained_models.checkpoints import cache_dir, save_checkpoint
 from benchmarks.trained_models.easy_vqa import (
     EasyVqaSplit,
     load_easy_vqa,
@@ -33,6 +32,7 @@ from benchmarks.trained_models.easy_vqa import (
     patch_features,
     shape_patches,
 )
+from benchmarks.trained_models.storage import cache_dir, save_checkpoint
 from benchmarks.trained_models.vqa_models import (
     Architecture,
     build_model,

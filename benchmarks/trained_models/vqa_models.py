@@ -20,8 +20,8 @@ from transformers import (
     VisualBertForQuestionAnswering,
 )
 
-from benchmarks.trained_models.checkpoints import find_checkpoint, load_model
 from benchmarks.trained_models.easy_vqa import FEATURE_DIM, Images, patch_boxes, patch_features
+from benchmarks.trained_models.storage import find_checkpoint, load_model
 
 Architecture = Literal["visualbert", "lxmert"]
 ARCHITECTURES: tuple[Architecture, ...] = ("visualbert", "lxmert")

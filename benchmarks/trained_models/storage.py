@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 COMMITTED_DIR = Path(__file__).resolve().parent / "checkpoints"
 REPORT_FILE = "training.json"
@@ -77,4 +78,10 @@ def save_checkpoint(
 
 def load_model(model_class: type[PreTrainedModel], folder: Path) -> PreTrainedModel:
     """Loads a checkpoint folder in float32 and eval mode, without looking at the network."""
-    return model_class.from_pretrained(folder, local_files_only=True).float().eval()
+    bar_was_on = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # it would flash by: these files are read in milliseconds
+    try:
+        return model_class.from_pretrained(folder, local_files_only=True).float().eval()
+    finally:
+        if bar_was_on:
+            logging.enable_progress_bar()
