@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection
 import torch
 from torch import Tensor
 
-from captum_transformer_attr.errors import UnsupportedOperationError
+from captum_transformer_attr.errors import InputError, UnsupportedOperationError
 from captum_transformer_attr.ops.attention import Attention, Softmax
 from captum_transformer_attr.ops.bilinear import MatMul, unbroadcast
 from captum_transformer_attr.ops.elementwise import Elementwise, Scale
@@ -22,7 +22,7 @@ from captum_transformer_attr.ops.product import Product
 from captum_transformer_attr.ops.residual import ConstantSum, Sum
 from captum_transformer_attr.ops.shape import Join
 from captum_transformer_attr.recording import layout as lay
-from captum_transformer_attr.recording.node import Grads, Node
+from captum_transformer_attr.recording.node import Grads, LayoutLostError, Node
 from captum_transformer_attr.rules.table import Rule, Signal
 
 Weights = Callable[[Attention, slice], Tensor]
@@ -34,10 +34,19 @@ class Flow(Signal):
     active: the attentions whose weights are used; the others count as identity. None of them (``trunk_only``) leaves the pure residual trunk,
     which is subtracted to take the identity term of the read-out rows out.
     terminals: the sums after which no attention follows; the read-out rows found there are weighted uniformly.
+    normalize: divide the rows of (Ā + I) by their sums.
     """
 
-    def __init__(self, weights: Weights, active: Collection[Attention], terminals: Collection[Sum], trunk_only: bool = False) -> None:
+    def __init__(
+        self,
+        weights: Weights,
+        active: Collection[Attention],
+        terminals: Collection[Sum],
+        trunk_only: bool = False,
+        normalize: bool = False,
+    ) -> None:
         super().__init__("flow", "flow", TABLE)
+        self.normalize = normalize
         self.weights, self.active, self.terminals, self.trunk_only = weights, set(active), set(terminals), trunk_only
         self.seen: dict[Node, Tensor] = {}
         self.watched: Collection[Node] = ()
@@ -81,6 +90,8 @@ def residual(node: Sum, r: Tensor, signal: Flow) -> Grads:
     """All of r to the trunk, all of r to a branch that went through attention, nothing to one that did not (an MLP): rollout ignores those."""
     if node in signal.terminals:
         r = uniform(node, r)
+    if signal.normalize and any(node.attends):
+        r = r / (1 + row_sums(node, signal))
     if node.trunk is None and not any(node.attends):
         # Siblings: several inputs added into one token each report its score; two read-outs averaged after the attentions share it.
         share = r if node.tags[0].attention == 0 else r / 2
@@ -89,6 +100,26 @@ def residual(node: Sum, r: Tensor, signal: Flow) -> Grads:
         shares = [r if i == node.trunk or (node.attends[i] and not signal.trunk_only) else None for i in (0, 1)]
     sizes = (node.a.shape, node.b.shape)
     return tuple(None if s is None else unbroadcast(s, size) for s, size in zip(shares, sizes, strict=True))
+
+
+def row_sums(node: Sum, signal: Flow) -> Tensor:
+    """Row sums of Ā of the attention that joins the trunk here, one per token, shaped to broadcast against the sum."""
+    branch = node.tags[0 if node.attends[0] and node.trunk != 0 else 1]
+    before = 0 if node.trunk is None else node.tags[node.trunk].ancestors
+    joining = [a for a in signal.active if (branch.ancestors & ~before) >> a.tag.origin & 1]
+    if not joining:
+        return torch.zeros((), dtype=node.a.dtype, device=node.a.device)
+    total: Tensor | None = None
+    for a in joining:
+        sums = torch.cat([signal.weights(a, rows).sum(-1) for rows in a.blocks()], -1)
+        part = None if a.layout is None or node.layout is None else lay.aligned(sums, a.layout[:-1], node.layout)
+        if part is None:
+            if node.recorder.batch > 1 and (a.layout is None or node.layout is None):
+                raise LayoutLostError(a.path)
+            raise InputError(f"normalize=True: the rows of the attention in module '{a.path}' cannot be matched with the tokens of its residual")
+        total = part if total is None else total + part
+    assert total is not None
+    return total
 
 
 def uniform(node: Sum, r: Tensor) -> Tensor:

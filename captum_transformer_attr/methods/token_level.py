@@ -14,11 +14,11 @@ from captum_transformer_attr.errors import InputError, UnsupportedModelError
 from captum_transformer_attr.flow.geometry import TokenScores, candidates, token_scores
 from captum_transformer_attr.flow.maps import Maps
 from captum_transformer_attr.flow.token_flow import Flow
-from captum_transformer_attr.methods.base import TransformerAttribution, check_interpolation, finished, joined, parsed
+from captum_transformer_attr.methods.base import TransformerAttribution, check_interpolation, finished, parsed
+from captum_transformer_attr.methods.records import AttentionRecords, collect_records, join_records
 from captum_transformer_attr.ops.attention import Attention
 from captum_transformer_attr.ops.residual import Sum
 from captum_transformer_attr.recording.inputs import Inputs
-from captum_transformer_attr.recording.node import Node
 from captum_transformer_attr.recording.outputs import OutputChoice
 from captum_transformer_attr.recording.session import Recording
 from captum_transformer_attr.rules.deep_taylor import deep_taylor
@@ -103,6 +103,14 @@ class TokenAttribution(TransformerAttribution):
         scored = self.scored(given, target, False)
         return given.pack({name: finished(t.scores) for name, t in scored.tokens.items()})
 
+    def attention_records(self, inputs: Any, target: Any = None, additional_forward_args: Any = None) -> AttentionRecords:
+        """What was recorded on the way: one record per attention call, and the relevance of every block's output.
+
+        Costs the N × N maps it returns. Arguments as in ``attribute``.
+        """
+        given = parsed(inputs, additional_forward_args)
+        return self.explain(given, target, lambda recording: collect_records(recording, self.needs_relevance), join_records)
+
     # ------------------------------------------------------------------ computation
     def scored(self, inputs: Inputs, target: Any, delta: bool) -> Scored:
         return self.explain(inputs, target, lambda recording: self.score(recording, delta), join_scored)
@@ -123,7 +131,7 @@ class TokenAttribution(TransformerAttribution):
         watched = {node for n in names for node in candidates(recording, n)}
         passes = []
         for trunk_only in (False, True):
-            flow = Flow(lambda node, rows: self.weights(maps, node, rows), active, terminal_sums(recording), trunk_only)
+            flow = Flow(lambda node, rows: self.weights(maps, node, rows), active, terminal_sums(recording), trunk_only, self.normalize)
             flow.watched = watched
             passes.append((recording.send(flow, leaves), flow.seen))
         (arrived, seen), (at_trunk, trunk_seen) = passes
@@ -168,7 +176,7 @@ def active_attentions(attentions: list[Attention], start_layer: int) -> list[Att
     """
     if not -len(attentions) <= start_layer < len(attentions):
         raise InputError(f"start_layer={start_layer}: the model has {len(attentions)} attention calls on the way to this output")
-    return attentions[start_layer:] if start_layer < 0 else attentions[start_layer:]
+    return attentions[start_layer:]
 
 
 def terminal_sums(recording: Recording) -> list[Sum]:
@@ -181,5 +189,3 @@ def terminal_sums(recording: Recording) -> list[Sum]:
         and not any(a.tag.ancestors >> node.tag.origin & 1 for a in recording.attentions)
     ]
 
-
-__all__ = ["Node", "TokenAttribution", "joined"]

@@ -80,7 +80,9 @@ def attend(recorder: Recorder, node: ValueProduct, probability: Tensor, value: T
     tag = tag_of(value)
     found = lay.labels(tag.layout) if tag else []
     node.over_channels = bool(found) and lay.FEATURE in found[-2] and bool(found[-1]) and lay.FEATURE not in found[-1]
-    depth = max(t.attention for t in (tag_of(probability), tag) if t)
+    p = tag_of(probability)
+    node.query_tag, node.key_tag = p, tag
+    depth = max(t.attention for t in (p, tag) if t)
     return recorder.run(node, probability, value, layout=layout, weighted=weighted, attention=depth + (not node.over_channels))
 
 

@@ -181,3 +181,21 @@ def grid(layout: Layout | None, name: str) -> tuple[int, ...]:
             if label.startswith(f"{name}."):
                 sizes[label] = sizes.get(label, 1) * size
     return tuple(sizes[label] for label in sorted(sizes))
+
+
+def aligned(values: Tensor, source: Layout, target: Layout) -> Tensor | None:
+    """Per-token values with axes ``source`` (averaged over its feature factors), shaped to broadcast against a tensor with axes ``target``.
+
+    None if the two do not hold the same tokens in a way that can be followed.
+    """
+    factors = [factor for factors in source for factor in factors]
+    values = values.reshape([size for _, size in factors])
+    features = [i for i, (label, _) in enumerate(factors) if label == FEATURE]
+    if features:
+        values = values.mean(features)
+    have = [factor for factor in factors if factor[0] != FEATURE]
+    want = [[factor for factor in factors if factor[0] != FEATURE] for factors in target]
+    flat = [factor for axis_factors in want for factor in axis_factors]
+    if len(set(flat)) != len(flat) or sorted(flat) != sorted(have):
+        return None
+    return values.permute([have.index(factor) for factor in flat]).reshape([math.prod(size for _, size in axis_factors) for axis_factors in want])
