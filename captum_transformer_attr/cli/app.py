@@ -132,13 +132,12 @@ def coverage(
     model: Model = "embedded",
     num_classes: Classes = None,
     size: Size = None,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List every operation of a model with its rule, and what would be refused. Needs no weights."""
     from captum_transformer_attr.cli.coverage import run_coverage
     from captum_transformer_attr.cli.values import image_options
 
-    run_coverage(model, class_count=num_classes, preprocessing=image_options(size, None, None, False), json=json)
+    run_coverage(model, class_count=num_classes, preprocessing=image_options(size, None, None, False))
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

@@ -1,3 +1,17 @@
 """The ``coverage`` command."""
 
 from __future__ import annotations
+
+import captum_transformer_attr
+from captum_transformer_attr.loading import PreprocessingOptions
+from captum_transformer_attr.loading.samples import model_with_sample
+
+
+def run_coverage(model: str, *, class_count: int | None, preprocessing: PreprocessingOptions) -> None:
+    """Print the table of a model built without its weights.
+
+    Raises:
+        LoadingError: if the model cannot be built or no input can be made up.
+    """
+    built, inputs = model_with_sample(model, preprocessing, class_count=class_count)
+    print(captum_transformer_attr.coverage(built, inputs))

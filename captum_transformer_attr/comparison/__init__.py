@@ -5,10 +5,9 @@ from captum_transformer_attr.comparison.compare import (
     Comparison,
     MethodResult,
     compare,
-    element_scores,
-    rank_correlation,
 )
 from captum_transformer_attr.comparison.methods import Method, method, method_names, resolve
+from captum_transformer_attr.comparison.scores import element_scores, rank_correlation
 
 __all__ = [
     "DEFAULT_METHODS",

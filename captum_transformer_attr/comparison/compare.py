@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_transformer_attr.comparison.methods import Method, resolve
+from captum_transformer_attr.comparison.scores import element_scores, rank_correlation
 from captum_transformer_attr.errors import InputError
 
 if TYPE_CHECKING:
@@ -153,37 +153,6 @@ def compare(
         _synchronize(device)
         results.append(MethodResult(method.name, attributions, time.perf_counter() - start))
     return Comparison(inputs, target, tuple(results))
-
-
-def element_scores(attributions: Tensor) -> Tensor:
-    """One score per pixel or token from attributions of any input.
-
-    Token-level methods give every channel of a pixel the same score, which is then the pixel's; attributions that
-    differ between channels are summed.
-
-    Args:
-        attributions: ``(N, C, H, W)``, ``(N, T, E)`` or ``(N, T)``.
-
-    Returns:
-        ``(N, H, W)`` or ``(N, T)``.
-    """
-    values = attributions.detach().double()
-    if values.ndim == 2:
-        return values
-    if values.ndim not in (3, 4):
-        raise InputError(f"attributions of shape {tuple(values.shape)} belong to no image and no sequence")
-    axis = 1 if values.ndim == 4 else 2
-    first = values.select(axis, 0)
-    return first if bool((values == first.unsqueeze(axis)).all()) else values.sum(axis)
-
-
-def rank_correlation(first: Tensor, second: Tensor) -> float:
-    """Spearman's rank correlation over all scores of two methods; NaN where one of them is constant."""
-    from scipy.stats import ConstantInputWarning, spearmanr
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConstantInputWarning)
-        return float(spearmanr(first.flatten().cpu(), second.flatten().cpu()).statistic)
 
 
 def _entry(container: Any, entry: str | int | None) -> Tensor:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from captum_transformer_attr.comparison.scores import over_features
 from captum_transformer_attr.errors import InputError
 from captum_transformer_attr.recording.inputs import parse
 from captum_transformer_attr.recording.outputs import unwrap
@@ -69,10 +70,10 @@ class FloatView:
         return self.model(*positional, **keywords)
 
     def restore(self, attributions: tuple[Tensor, ...]) -> Any:
-        """Attributions of the features in the inputs' container; embeddings are summed to one score per id."""
+        """Attributions of the features in the inputs' container; embeddings become one score per id."""
         return self.inputs.pack(
             {
-                key: values.sum(-1).detach() if key in self.embeddings else values.detach()
+                key: (over_features(values, -1) if key in self.embeddings else values).detach()
                 for key, values in zip(self.explained, attributions, strict=True)
             }
         )

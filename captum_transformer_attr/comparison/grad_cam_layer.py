@@ -104,7 +104,7 @@ def spread_over_input(scores: Tensor, inputs: Tensor) -> Tensor:
 
     Args:
         scores: ``(N, T)`` or a grid ``(N, h, w)``.
-        inputs: Images ``(N, C, H, W)``, which get the interpolated map on every channel, or sequences ``(N, T, E)``.
+        inputs: Images ``(N, C, H, W)``, whose channels all get the interpolated map, or sequences ``(N, T, E)``.
 
     Raises:
         InputError: if the tokens do not fit the input.
@@ -117,7 +117,7 @@ def spread_over_input(scores: Tensor, inputs: Tensor) -> Tensor:
         raise InputError(
             f"LayerGradCam: the layer has {scores.shape[1]} tokens, the input {inputs.shape[1]}; give layer="
         )
-    return (scores[..., None] / inputs.shape[2]).expand_as(inputs)
+    return scores[..., None].expand_as(inputs)
 
 
 def _patch_grid(scores: Tensor, height: int, width: int) -> Tensor:

@@ -42,7 +42,7 @@ def load_hf(
         LoadingError: if the model, its tokenizer or its processor cannot be had, the weights do not fit, or its class
             is none that is supported here.
     """
-    config = _config(name)
+    config = read_config(name)
     if class_count is not None:
         config.num_labels = class_count
     model_class, head = _model_class(name, config)
@@ -60,7 +60,12 @@ def load_hf(
     return TextModel(name, model, names, multi_label, _tokenizer(name))
 
 
-def _config(name: str) -> Any:
+def read_config(name: str) -> Any:
+    """The configuration of a folder or of a model on the hub.
+
+    Raises:
+        LoadingError: if there is none.
+    """
     from transformers import AutoConfig
 
     try:
