@@ -27,8 +27,8 @@ VIEW_LIKE = frozenset(
 
 def is_view_like(name: str) -> bool:
     """Whether an autograd node of this name (``ViewBackward0``) needs no rule."""
-    head = name.partition("Backward")[0]
-    return head.lstrip("_") in VIEW_LIKE or name in ("CopySlices", "AccumulateGrad", "torch::autograd::AccumulateGrad")
+    head = name.removeprefix("torch::autograd::").partition("Backward")[0]
+    return head.lstrip("_") in VIEW_LIKE
 
 
 def infers(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
