@@ -147,9 +147,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
         0, 1 after an error, 2 after a wrong call, 130 after Ctrl-C.
     """
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    warnings.simplefilter("ignore")
     try:
-        status = app(args=None if arguments is None else list(arguments), standalone_mode=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            status = app(args=None if arguments is None else list(arguments), standalone_mode=False)
         return status if isinstance(status, int) else 0
     except (KeyboardInterrupt, typer.Abort):
         _say("interrupted")
