@@ -140,6 +140,64 @@ def coverage(
     run_coverage(model, class_count=num_classes, preprocessing=image_options(size, None, None, False))
 
 
+@app.command()
+def evaluate(
+    data: Annotated[
+        str,
+        typer.Argument(
+            help="digit-scenes, or a data set on your disk: images, imagenet, imagenet-segmentation, tiny-imagenet, "
+            "boxed-images, coco, sst2, sst-rationales, eraser."
+        ),
+    ],
+    path: Annotated[Path | None, typer.Argument(help="Its folder or file.", show_default=False)] = None,
+    annotations: Annotated[Path | None, typer.Option(help="Its annotation file or devkit, where it has one.")] = None,
+    model: Model = "embedded",
+    checkpoint: Checkpoint = None,
+    num_classes: Classes = None,
+    method: Methods = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="perturbation, saco, pointing, segmentation, discriminativeness; for texts perturbation, "
+            "perturbation-mask, saco, rationale. Several allowed."
+        ),
+    ] = None,
+    count: Annotated[int, typer.Option(min=2, help="Examples, spread evenly over the data set.")] = 300,
+    batch_size: Annotated[int, typer.Option(min=1, help="Examples at a time.")] = 8,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write NAME.md and NAME.json.", metavar="NAME")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Folder that keeps finished work, to go on after an interruption.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+    device: Device = "auto",
+    seed: Annotated[int, typer.Option(min=0, help="Of scenes, random scores and bootstrap intervals.")] = 0,
+) -> None:
+    """Measure how faithful methods are, as a method x metric table with 95 % intervals."""
+    from captum_transformer_attr.cli.evaluate import EvaluateRequest, run_evaluate
+
+    run_evaluate(
+        EvaluateRequest(
+            data=data,
+            path=path,
+            annotations=annotations,
+            model=model,
+            checkpoint=checkpoint,
+            class_count=num_classes,
+            methods=tuple(method or ()),
+            metrics=tuple(metric or ()),
+            count=count,
+            batch_size=batch_size,
+            output=output,
+            resume=resume,
+            json=json,
+            device=device,
+            seed=seed,
+        )
+    )
+
+
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run a command; every failure becomes one line on standard error and a non-zero status.
 
