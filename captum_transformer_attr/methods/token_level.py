@@ -19,6 +19,7 @@ from captum_transformer_attr.methods.records import AttentionRecords, collect_re
 from captum_transformer_attr.ops.attention import Attention
 from captum_transformer_attr.ops.residual import Sum
 from captum_transformer_attr.recording.inputs import Inputs
+from captum_transformer_attr.recording.node import Node
 from captum_transformer_attr.recording.outputs import OutputChoice
 from captum_transformer_attr.recording.session import Recording
 from captum_transformer_attr.rules.deep_taylor import deep_taylor
@@ -30,6 +31,19 @@ class Scored:
 
     tokens: dict[str, TokenScores]
     delta: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Passed:
+    """What one flow brought to the inputs and to the operations that were watched."""
+
+    arrived: list[Tensor]
+    seen: dict[Node, Tensor]
+
+    def plus(self, other: Passed, factor: float = 1) -> Passed:
+        """This plus ``factor`` times the other."""
+        seen = {node: self.seen.get(node, 0) + factor * other.seen.get(node, 0) for node in {*self.seen, *other.seen}}
+        return Passed([a + factor * b for a, b in zip(self.arrived, other.arrived, strict=True)], seen)
 
 
 class TokenAttribution(TransformerAttribution):
@@ -125,20 +139,29 @@ class TokenAttribution(TransformerAttribution):
         if self.needs_gradient:
             maps.collect_gradients()
         lost = self.relevance_pass(recording, maps, delta)
-        active = active_attentions(recording.attentions, self.start_layer)
         names = list(recording.inputs.leaves)
         leaves = [recording.inputs.leaves[n] for n in names]
         watched = {node for n in names for node in candidates(recording, n)}
-        passes = []
-        for trunk_only in (False, True):
-            flow = Flow(lambda node, rows: self.weights(maps, node, rows), active, terminal_sums(recording), trunk_only, self.normalize)
-            flow.watched = watched
-            passes.append((recording.send(flow, leaves), flow.seen))
-        (arrived, seen), (at_trunk, trunk_seen) = passes
+
+        def flow(active: list[Attention], trunk_only: bool) -> Passed:
+            signal = Flow(lambda node, rows: self.weights(maps, node, rows), active, terminal_sums(recording), trunk_only, self.normalize)
+            signal.watched = watched
+            return Passed(recording.send(signal, leaves), signal.seen)
+
+        trunk = flow([], trunk_only=True)
+        sets = self.active_sets(recording)
+        passed = flow(sets[0], trunk_only=False)
+        for active in sets[1:]:
+            passed = passed.plus(flow(active, trunk_only=False)).plus(trunk, -1)
+        (arrived, seen), (at_trunk, trunk_seen) = (passed.arrived, passed.seen), (trunk.arrived, trunk.seen)
         tokens = {
             name: token_scores(recording, name, leaves[i], arrived[i], seen, trunk_seen, at_trunk[i]) for i, name in enumerate(names)
         }
         return Scored(tokens, lost)
+
+    def active_sets(self, recording: Recording) -> list[list[Attention]]:
+        """Sets of attention calls whose weights work together; calls outside a set count as identity, the scores of several sets are added."""
+        return [active_attentions(recording.attentions, self.start_layer)]
 
     def relevance_pass(self, recording: Recording, maps: Maps, delta: bool) -> Tensor | None:
         """Relevance of the attention maps; with ``delta`` down to the inputs, counting what parameters took."""

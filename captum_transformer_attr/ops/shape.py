@@ -52,7 +52,7 @@ def regrouped(out: Tensor, x: Tensor, *_: Any, **__: Any) -> lay.Layout | None:
 
 
 def reorders(name: str) -> None:
-    function = getattr(torch, name, None) or getattr(Tensor, name)
+    function = getattr(Tensor, name)
 
     @infers(name)
     def infer(out: Tensor, x: Tensor, *args: Any, **kwargs: Any) -> lay.Layout | None:
