@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from captum_transformer_attr.comparison import Method
-from captum_transformer_attr.comparison.float_view import NOT_EXPLAINED
 from captum_transformer_attr.errors import InputError
 from captum_transformer_attr.metrics import center_map
+from captum_transformer_attr.recording.inputs import parse
 
 RANDOM = "Random"
 CENTER = "ImageCenter"
@@ -57,16 +57,7 @@ def _spread(scores: Tensor, values: Tensor) -> Tensor:
 
 def _on_inputs(rule: Callable[[Tensor], Tensor]) -> Callable[[nn.Module, Any, Any], Any]:
     def attribute(model: nn.Module, inputs: Any, target: Any) -> Any:
-        if isinstance(inputs, Tensor):
-            return rule(inputs)
-        if not isinstance(inputs, Mapping):
-            return tuple(rule(value) for value in inputs)
-        explained = {
-            name: value
-            for name, value in inputs.items()
-            if isinstance(value, Tensor) and value.ndim >= 2 and value.dtype != torch.bool
-            if not any(part in name for part in NOT_EXPLAINED)
-        }
-        return {name: rule(value) for name, value in explained.items()}
+        parsed = parse(inputs)
+        return parsed.pack({name: rule(parsed.values[name]) for name in parsed.explained})
 
     return attribute

@@ -12,6 +12,7 @@ from captum_transformer_attr.digit_scenes import DigitScenes, load_swin, load_vi
 from captum_transformer_attr.evaluation.batch import Batch
 from captum_transformer_attr.evaluation.images import weight_sum
 from captum_transformer_attr.evaluation.measures import (
+    ORDERS,
     Discriminativeness,
     Measure,
     Perturbation,
@@ -19,8 +20,10 @@ from captum_transformer_attr.evaluation.measures import (
     Saco,
     Segmentation,
 )
-from captum_transformer_attr.evaluation.task import Task
+from captum_transformer_attr.evaluation.task import Task, chosen
 from captum_transformer_attr.metrics import PixelRemoval
+
+METRICS = ("perturbation", "perturbation-squares", "saco", "pointing", "segmentation", "discriminativeness")
 
 
 class DigitTask(Task):
@@ -41,7 +44,7 @@ class DigitTask(Task):
         count: int,
         half: str = "all",
         seed: int = 0,
-        metrics: Sequence[str] = ("perturbation", "saco", "pointing", "segmentation", "discriminativeness"),
+        metrics: Sequence[str] = METRICS,
     ) -> None:
         self.info = model_info(architecture)
         self.seed = seed
@@ -54,18 +57,19 @@ class DigitTask(Task):
         self._scenes: DigitScenes | None = None
 
     def _measures(self) -> list[Measure]:
-        black = PixelRemoval("black", mean=self.info.mean, std=self.info.std)
+        colours: dict[str, Any] = {"mean": self.info.mean, "std": self.info.std}
+        black, squares = PixelRemoval("black", **colours), PixelRemoval("black", square=4, **colours)
         available: dict[str, list[Measure]] = {
-            "perturbation": [
-                Perturbation(black, "positive", "label", measure="sigmoid"),
-                Perturbation(black, "negative", "label", measure="sigmoid"),
+            "perturbation": [Perturbation(black, order, ("label",), measure="sigmoid") for order in ORDERS],
+            "perturbation-squares": [
+                Perturbation(squares, order, ("label",), measure="sigmoid", label="squares") for order in ORDERS
             ],
             "saco": [Saco(PixelRemoval("mean"), measure="sigmoid", roles=("label",))],
             "pointing": [Pointing()],
             "segmentation": [Segmentation("label")],
             "discriminativeness": [Discriminativeness(("label", "other"))],
         }
-        return [measure for metric in self.metrics for measure in available[metric]]
+        return chosen(available, self.metrics)
 
     @property
     def skipped(self) -> list[Skipped]:

@@ -14,6 +14,7 @@ from captum_transformer_attr.datasets import DatasetError, ImageExample, Reader,
 from captum_transformer_attr.evaluation.batch import Batch, runner_up
 from captum_transformer_attr.evaluation.measures import (
     ORDERS,
+    CaptumMeasure,
     Discriminativeness,
     Measure,
     Perturbation,
@@ -21,11 +22,19 @@ from captum_transformer_attr.evaluation.measures import (
     Saco,
     Segmentation,
 )
-from captum_transformer_attr.evaluation.task import Task
+from captum_transformer_attr.evaluation.task import Task, chosen
 from captum_transformer_attr.loading import ImageModel
 from captum_transformer_attr.metrics import PixelRemoval
 
-METRICS = ("perturbation", "saco", "pointing", "segmentation", "discriminativeness")
+METRICS = (
+    "perturbation",
+    "perturbation-squares",
+    "saco",
+    "pointing",
+    "segmentation",
+    "discriminativeness",
+    "captum",
+)
 
 
 class ImageTask(Task):
@@ -41,6 +50,7 @@ class ImageTask(Task):
         metrics: of `METRICS`.
         indices: which examples.
         mask_role: whose object the regions are: `"label"`, or `"predicted"` where the data set names no class.
+        square: edge in pixels of the squares of `"perturbation-squares"`, the model's patch size by default.
     """
 
     def __init__(
@@ -53,26 +63,29 @@ class ImageTask(Task):
         indices: Sequence[int],
         *,
         mask_role: str = "label",
+        square: int | None = None,
     ) -> None:
         self.loaded = model
         self.reader = reader
         self.metrics = tuple(metrics)
         self.mask_role = mask_role
+        self.square = patch_size(model.model) if square is None else square
         super().__init__(name, title, model.model, self._measures(), indices)
 
     def _measures(self) -> list[Measure]:
-        preprocessing = self.loaded.preprocessing
-        black = PixelRemoval("black", mean=preprocessing.mean, std=preprocessing.std)
+        colours: dict[str, Any] = {"mean": self.loaded.preprocessing.mean, "std": self.loaded.preprocessing.std}
+        black = PixelRemoval("black", **colours)
+        squares = PixelRemoval("black", square=self.square, **colours)
         available: dict[str, list[Measure]] = {
-            "perturbation": [
-                Perturbation(black, order, explained) for explained in ("predicted", "label") for order in ORDERS
-            ],
+            "perturbation": [Perturbation(black, order) for order in ORDERS],
+            "perturbation-squares": [Perturbation(squares, order, ("predicted",), label="squares") for order in ORDERS],
             "saco": [Saco(PixelRemoval("mean"))],
             "pointing": [Pointing(self.mask_role)],
             "segmentation": [Segmentation(self.mask_role)],
             "discriminativeness": [Discriminativeness()],
+            "captum": [CaptumMeasure()],
         }
-        return [measure for metric in self.metrics for measure in available[metric]]
+        return chosen(available, self.metrics)
 
     @property
     def skipped(self) -> list[Skipped]:
@@ -117,9 +130,19 @@ class ImageTask(Task):
             "task": self.name,
             "model": self.loaded.name,
             "metrics": self.metrics,
+            "mask_role": self.mask_role,
+            "square": self.square,
             "indices": self.indices,
             "weights": weight_sum(self.model),
         }
+
+
+def patch_size(model: Any) -> int:
+    """Edge of a transformer's patches in pixels, by the conventions of timm and Hugging Face; 16 where unknown."""
+    size = getattr(getattr(model, "patch_embed", None), "patch_size", None)
+    if size is None:
+        size = getattr(getattr(model, "config", None), "patch_size", 16)
+    return int(size if isinstance(size, int) else size[0])
 
 
 def resized_mask(mask: np.ndarray, size: tuple[int, int]) -> Tensor:

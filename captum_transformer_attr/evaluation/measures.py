@@ -11,22 +11,27 @@ import torch
 from torch import Tensor
 
 from captum_transformer_attr.comparison import element_scores
-from captum_transformer_attr.evaluation.batch import Batch
+from captum_transformer_attr.evaluation.batch import Batch, scatter, select
 from captum_transformer_attr.metrics import (
     Accumulator,
     Estimate,
     MeanScore,
-    PerturbationAUC,
     PointingGame,
     RationaleScores,
     Removal,
     SacoScores,
     SegmentationScores,
     class_discriminativeness,
+    curve_area,
+    infidelity_and_sensitivity,
+    perturbation_curve,
     word_scores,
 )
+from captum_transformer_attr.metrics.accumulator import Bootstrap
 
 Forward = Callable[..., Any]
+Explain = Callable[[Any, Any], Any]
+"""Attributions for inputs and target."""
 Order = Literal["positive", "negative"]
 ORDERS: tuple[Order, ...] = ("positive", "negative")
 
@@ -64,27 +69,48 @@ class Measure(ABC):
         """A fresh accumulator."""
 
     @abstractmethod
-    def update(self, accumulator: Any, batch: Batch, maps: Mapping[str, Any]) -> None:
-        """Adds a batch, given the attributions of every role."""
+    def update(self, accumulator: Any, batch: Batch, maps: Mapping[str, Any], explain: Explain) -> None:
+        """Adds a batch, given the attributions of every role; `explain` computes further ones."""
 
     @abstractmethod
     def columns(self, accumulator: Any, seed: int) -> list[Column]:
         """What goes into the table."""
 
 
+class RoleCurves(Accumulator):
+    """Perturbation curves of several explained classes; `compute` returns the area's `Estimate` by role.
+
+    And as `clean` what the measure says about the whole input.
+    """
+
+    def __init__(self, forward: Forward, removal: Removal) -> None:
+        super().__init__()
+        self.forward = forward
+        self.removal = removal
+
+    def update(self, **curves: Tensor) -> None:
+        """Adds (N, fractions) by role."""
+        self._add(**curves)
+
+    def _summary(self, estimate: Bootstrap) -> dict[str, Any]:
+        areas = {role: estimate(curve_area(self._column(role), self.removal.fractions))[0] for role in self._columns}
+        return {**areas, "clean": estimate(self._column(next(iter(self._columns)))[:, 0])[0]}
+
+
 @dataclass(frozen=True)
 class Perturbation(Measure):
-    """Area under the perturbation curve, in one direction.
+    """Area under the perturbation curve, in one direction, a column per explained class.
 
     Attributes:
-        explained: the role of the class whose attributions order the removal.
+        roles: the classes whose attributions order the removal; where two are the same class the work is done once.
         asked: the role of the class that the measure looks at.
         entry: which input the attributions are of, where there are several.
+        label: what is removed, if not single pixels or tokens by the published protocol.
     """
 
     removal: Removal
     order: Order
-    explained: str = "predicted"
+    roles: tuple[str, ...] = ("predicted", "label")
     asked: str = "label"
     measure: Any = "accuracy"
     entry: str | None = None
@@ -92,23 +118,41 @@ class Perturbation(Measure):
 
     @property
     def name(self) -> str:
-        label = f"{self.label} " if self.label else ""
-        return f"{label}{self.order}, {self.explained}"
+        return f"{self.label} {self.order}".strip()
 
-    @property
-    def roles(self) -> tuple[str, ...]:
-        return (self.explained,)
+    def accumulator(self, forward: Forward) -> RoleCurves:
+        return RoleCurves(forward, self.removal)
 
-    def accumulator(self, forward: Forward) -> PerturbationAUC:
-        return PerturbationAUC(forward, order=self.order, removal=self.removal, measure=self.measure)
+    def update(self, accumulator: RoleCurves, batch: Batch, maps: Mapping[str, Any], explain: Explain) -> None:
+        curves: dict[str, Tensor] = {}
+        for role in self.roles:
+            rows = torch.arange(len(batch), device=batch.logits.device)
+            if curves:
+                first = self.roles[0]
+                rows = (batch.targets[role] != batch.targets[first]).nonzero().flatten()
+                curves[role] = curves[first].clone()
+            if len(rows) == 0:
+                continue
+            curve = perturbation_curve(
+                accumulator.forward,
+                select(batch.inputs, rows),
+                entry_scores(maps[role], self.entry)[rows],
+                batch.targets[self.asked][rows],
+                order=self.order,
+                removal=self.removal,
+                measure=self.measure,
+                clean_scores=batch.logits[rows],
+            )
+            curves[role] = scatter(curves[role], rows, curve) if role in curves else curve
+        accumulator.update(**curves)
 
-    def update(self, accumulator: PerturbationAUC, batch: Batch, maps: Mapping[str, Any]) -> None:
-        scores = entry_scores(maps[self.explained], self.entry)
-        accumulator.update(batch.inputs, scores, batch.targets[self.asked], clean_scores=batch.logits)
-
-    def columns(self, accumulator: PerturbationAUC, seed: int) -> list[Column]:
+    def columns(self, accumulator: RoleCurves, seed: int) -> list[Column]:
         better: Literal["lower", "higher"] = "lower" if self.order == "positive" else "higher"
-        return [Column(self.name, better, accumulator.compute(seed=seed)["auc"])]
+        areas = accumulator.compute(seed=seed)
+        columns = [Column(f"{self.name}, {role}", better, areas[role]) for role in self.roles]
+        if self.order == "positive" and not self.label:
+            columns.append(Column(f"{self.measure} on the whole input", "", areas["clean"]))
+        return columns
 
 
 @dataclass(frozen=True)
@@ -124,7 +168,7 @@ class Saco(Measure):
     def accumulator(self, forward: Forward) -> SacoScores:
         return SacoScores(forward, removal=self.removal, measure=self.measure)
 
-    def update(self, accumulator: SacoScores, batch: Batch, maps: Mapping[str, Any]) -> None:
+    def update(self, accumulator: SacoScores, batch: Batch, maps: Mapping[str, Any], explain: Explain) -> None:
         (role,) = self.roles
         accumulator.update(batch.inputs, entry_scores(maps[role], self.entry), batch.targets[role])
 
@@ -152,7 +196,7 @@ class Pointing(Measure):
     def accumulator(self, forward: Forward) -> PointingGame:
         return PointingGame()
 
-    def update(self, accumulator: PointingGame, batch: Batch, maps: Mapping[str, Any]) -> None:
+    def update(self, accumulator: PointingGame, batch: Batch, maps: Mapping[str, Any], explain: Explain) -> None:
         accumulator.update(self.to_maps(maps[self.role]), batch.masks[self.role])
 
     def columns(self, accumulator: PointingGame, seed: int) -> list[Column]:
@@ -182,7 +226,7 @@ class Segmentation(Measure):
     def accumulator(self, forward: Forward) -> SegmentationScores:
         return SegmentationScores(threshold=self.threshold)
 
-    def update(self, accumulator: SegmentationScores, batch: Batch, maps: Mapping[str, Any]) -> None:
+    def update(self, accumulator: SegmentationScores, batch: Batch, maps: Mapping[str, Any], explain: Explain) -> None:
         accumulator.update(entry_scores(maps[self.role]), batch.masks[self.role])
 
     def columns(self, accumulator: SegmentationScores, seed: int) -> list[Column]:
@@ -204,7 +248,7 @@ class Discriminativeness(Measure):
     def accumulator(self, forward: Forward) -> MeanScore:
         return MeanScore()
 
-    def update(self, accumulator: MeanScore, batch: Batch, maps: Mapping[str, Any]) -> None:
+    def update(self, accumulator: MeanScore, batch: Batch, maps: Mapping[str, Any], explain: Explain) -> None:
         both = torch.stack([entry_scores(maps[role]) for role in self.roles], dim=1)
         masked = all(role in batch.masks for role in self.roles)
         masks = torch.stack([batch.masks[role] for role in self.roles], dim=1) if masked else None
@@ -218,6 +262,59 @@ class Discriminativeness(Measure):
         if "localization" in result:
             columns.append(Column("right object (of two)", "higher", result["localization"]))
         return columns
+
+
+@dataclass(frozen=True)
+class CaptumMeasure(Measure):
+    """Captum's infidelity (with its optimal scaling) and maximum sensitivity; images only.
+
+    Costs ten attributions and twenty forwards per example.
+    """
+
+    name: str = "captum"
+    roles: tuple[str, ...] = ("predicted",)
+
+    def accumulator(self, forward: Forward) -> CaptumAccumulator:
+        return CaptumAccumulator(forward)
+
+    def update(self, accumulator: CaptumAccumulator, batch: Batch, maps: Mapping[str, Any], explain: Explain) -> None:
+        (role,) = self.roles
+        accumulator.update(explain, batch.inputs, maps[role], batch.targets[role])
+
+    def columns(self, accumulator: CaptumAccumulator, seed: int) -> list[Column]:
+        result = accumulator.compute(seed=seed)
+        return [
+            Column("infidelity", "lower", result["infidelity"]),
+            Column("max. sensitivity", "lower", result["sensitivity_max"]),
+        ]
+
+
+class CaptumAccumulator(Accumulator):
+    """Infidelity and sensitivity over a stream of batches."""
+
+    def __init__(self, forward: Forward) -> None:
+        super().__init__()
+        self.forward = forward
+
+    def update(self, explain: Explain, inputs: Any, attributions: Any, target: Tensor) -> None:
+        """Adds a batch."""
+        bound = _Bound(self.forward, explain)
+        result = infidelity_and_sensitivity(bound, inputs, target, attributions=attributions)
+        self._add(**result._asdict())
+
+    def _summary(self, estimate: Bootstrap) -> dict[str, Any]:
+        return {name: estimate(self._column(name))[0] for name in self._columns}
+
+
+@dataclass(frozen=True)
+class _Bound:
+    """A method on a model in the form of a Captum attribution object."""
+
+    forward_func: Forward
+    explain: Explain
+
+    def attribute(self, inputs: Any, target: Any = None, additional_forward_args: Any = None) -> Any:
+        return self.explain(inputs, target)
 
 
 @dataclass(frozen=True)
@@ -236,7 +333,7 @@ class Rationale(Measure):
     def accumulator(self, forward: Forward) -> RationaleScores:
         return RationaleScores(self.k)
 
-    def update(self, accumulator: RationaleScores, batch: Batch, maps: Mapping[str, Any]) -> None:
+    def update(self, accumulator: RationaleScores, batch: Batch, maps: Mapping[str, Any], explain: Explain) -> None:
         assert batch.words is not None
         rows = entry_scores(maps[self.role], self.entry)
         words, texts = batch.words, range(len(batch))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +150,7 @@ def _run(
         _synchronize(task.device)
         progress.seconds += time.perf_counter() - start
         for measure in task.measures:
-            measure.update(progress.accumulators[measure.name], batch, maps)
+            measure.update(progress.accumulators[measure.name], batch, maps, partial(method.attribute, task.model))
         progress.done = seen
         if time.monotonic() - saved > save_every:
             store.save(description, method.name, progress)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from captum_transformer_attr.datasets import Skipped
+from captum_transformer_attr.errors import InputError
 from captum_transformer_attr.evaluation.batch import Batch
 from captum_transformer_attr.evaluation.measures import Measure
 
@@ -56,6 +57,20 @@ class Task(ABC):
     @abstractmethod
     def description(self) -> dict[str, Any]:
         """What the results depend on beside the method, as JSON; stored results of another one are not reused."""
+
+
+def chosen(available: Mapping[str, Sequence[Measure]], metrics: Sequence[str]) -> list[Measure]:
+    """The measures of the metrics asked for.
+
+    Raises:
+        InputError: a metric is unknown here, or none is asked for.
+    """
+    for metric in metrics:
+        if metric not in available:
+            raise InputError(f"metric {metric!r} is unknown here; known: {', '.join(available)}")
+    if not metrics:
+        raise InputError(f"no metric is asked for; known: {', '.join(available)}")
+    return [measure for metric in metrics for measure in available[metric]]
 
 
 def spread(length: int, count: int | None, half: str = "all") -> list[int]:

@@ -11,7 +11,7 @@ from captum_transformer_attr.datasets import DatasetError, Reader, Skipped, Text
 from captum_transformer_attr.evaluation.batch import Batch, Words, runner_up
 from captum_transformer_attr.evaluation.images import weight_sum
 from captum_transformer_attr.evaluation.measures import ORDERS, Measure, Perturbation, Rationale, Saco
-from captum_transformer_attr.evaluation.task import Task
+from captum_transformer_attr.evaluation.task import Task, chosen
 from captum_transformer_attr.loading import TextModel
 from captum_transformer_attr.metrics import ERASER_K, TokenRemoval
 
@@ -57,21 +57,17 @@ class TextTask(Task):
         padding = {"keep": keep, "pad_token": self.tokenizer.pad_token_id or 0}
         delete = TokenRemoval("delete", **padding)
         available: dict[str, list[Measure]] = {
-            "perturbation": [
-                Perturbation(delete, order, explained, measure="accuracy", entry="input_ids")
-                for explained in ("predicted", "label")
-                for order in ORDERS
-            ],
+            "perturbation": [Perturbation(delete, order, entry="input_ids") for order in ORDERS],
             "saco": [Saco(delete, entry="input_ids")],
             "rationale": [Rationale(self.k)],
         }
         if "perturbation-mask" in self.metrics:
             mask = TokenRemoval("mask", mask_token=self.tokenizer.mask_token_id, **padding)
+            options: dict[str, Any] = {"measure": "probability", "entry": "input_ids", "label": "masked"}
             available["perturbation-mask"] = [
-                Perturbation(mask, order, "predicted", measure="probability", entry="input_ids", label="masked")
-                for order in ORDERS
+                Perturbation(mask, order, ("predicted",), "predicted", **options) for order in ORDERS
             ]
-        return [measure for metric in self.metrics for measure in available[metric]]
+        return chosen(available, self.metrics)
 
     @property
     def skipped(self) -> list[Skipped]:

@@ -71,6 +71,11 @@ def infidelity_and_sensitivity(
         moved = tuple(value - move for value, move in zip(values, moves, strict=True))
         return (moves, moved) if isinstance(args[0], tuple) else (moves[0], moved[0])
 
+    def explain(*args: Any, **options: Any) -> Any:
+        # sensitivity_max flattens by .view, which expanded maps (equal channels) do not allow.
+        result = attribution.attribute(*args, **options)
+        return result.contiguous() if isinstance(result, Tensor) else tuple(part.contiguous() for part in result)
+
     devices = [tensors[0].device] if tensors[0].is_cuda else []
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)
@@ -88,7 +93,7 @@ def infidelity_and_sensitivity(
             )
         torch.manual_seed(seed)
         second = sensitivity_max(
-            attribution.attribute,
+            explain,
             inputs,
             perturb_radius=radius,
             n_perturb_samples=samples,
