@@ -221,18 +221,20 @@ def _write(path: Path, text: str) -> None:
 
 
 def _print(result: TaskResult) -> None:
-    heads = next((row.columns for row in result.rows if row.columns), ())
-    table = RichTable(title=Text(result.title), title_justify="left", title_style="bold")
-    table.add_column("method")
-    arrows = {"lower": " ↓", "higher": " ↑", "": ""}
-    for column in heads:
-        table.add_column(column.name + arrows[column.better], justify="right")
-    table.add_column("s", justify="right")
-    for row in result.rows:
-        cells = [f"{column.estimate.value:.3f}" for column in row.columns] or ["–"] * len(heads)
-        table.add_row(Text(row.method), *cells, f"{row.seconds:.3g}")
+    """Methods as columns: there are often more metrics than fit side by side."""
     console = Console()
-    console.print(table)
+    rows = [row for row in result.rows if not row.error]
+    table = RichTable(title=Text(result.title), title_justify="left", title_style="bold")
+    table.add_column("")
+    for row in rows:
+        table.add_column(Text(row.method), justify="right", overflow="fold")
+    arrows = {"lower": " ↓", "higher": " ↑", "": ""}
+    for index, column in enumerate(rows[0].columns if rows else ()):
+        values = [f"{row.columns[index].estimate.value:.3f}" for row in rows]
+        table.add_row(column.name + arrows[column.better], *values)
+    if rows:
+        table.add_row("seconds per example", *(f"{row.seconds:.3g}" for row in rows))
+        console.print(table)
     for row in result.rows:
         if row.error:
             console.print(Text(f"{row.method}: {row.error}"))

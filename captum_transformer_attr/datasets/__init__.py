@@ -12,7 +12,7 @@ from captum_transformer_attr.datasets.examples import ImageExample, QuestionExam
 from captum_transformer_attr.datasets.imagenet import ImageNetValidation
 from captum_transformer_attr.datasets.imagenet_segmentation import ImageNetSegmentation
 from captum_transformer_attr.datasets.labelled_images import LabelledImages
-from captum_transformer_attr.datasets.reader import Reader, Skipped
+from captum_transformer_attr.datasets.reader import Joined, Reader, Skipped
 from captum_transformer_attr.datasets.sst import Sst2, SstRationales
 from captum_transformer_attr.datasets.tiny_imagenet import TinyImageNetValidation
 
@@ -25,6 +25,7 @@ __all__ = [
     "ImageExample",
     "ImageNetSegmentation",
     "ImageNetValidation",
+    "Joined",
     "LabelledImages",
     "QuestionExample",
     "Reader",

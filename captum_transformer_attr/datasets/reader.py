@@ -85,3 +85,21 @@ class Reader(ABC, Generic[Example]):
             yield index, example
         if failed and not read:
             raise DatasetError(f"none of {failed} examples could be read; the last one: {reason}")
+
+
+class Joined(Reader[Example]):
+    """Several readers one after the other, for example two splits."""
+
+    def __init__(self, *readers: Reader[Example]) -> None:
+        super().__init__()
+        self.readers = readers
+
+    def __len__(self) -> int:
+        return sum(len(reader) for reader in self.readers)
+
+    def load(self, index: int) -> Example:
+        for reader in self.readers:
+            if index < len(reader):
+                return reader.load(index)
+            index -= len(reader)
+        raise IndexError(index)

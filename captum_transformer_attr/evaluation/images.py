@@ -139,9 +139,8 @@ class ImageTask(Task):
 
 def patch_size(model: Any) -> int:
     """Edge of a transformer's patches in pixels, by the conventions of timm and Hugging Face; 16 where unknown."""
-    size = getattr(getattr(model, "patch_embed", None), "patch_size", None)
-    if size is None:
-        size = getattr(getattr(model, "config", None), "patch_size", 16)
+    embedding, config = getattr(model, "patch_embed", None), getattr(model, "config", None)
+    size: Any = getattr(embedding, "patch_size", None) or getattr(config, "patch_size", None) or 16
     return int(size if isinstance(size, int) else size[0])
 
 

@@ -53,15 +53,18 @@ class TextTask(Task):
         super().__init__(name, title, model.model, self._measures(), indices)
 
     def _measures(self) -> list[Measure]:
-        keep = self.tokenizer.all_special_ids
-        padding = {"keep": keep, "pad_token": self.tokenizer.pad_token_id or 0}
+        padding: dict[str, Any] = {
+            "keep": self.tokenizer.all_special_ids,
+            "pad_token": self.tokenizer.pad_token_id or 0,
+            "padding_side": self.tokenizer.padding_side,
+        }
         delete = TokenRemoval("delete", **padding)
         available: dict[str, list[Measure]] = {
             "perturbation": [Perturbation(delete, order, entry="input_ids") for order in ORDERS],
             "saco": [Saco(delete, entry="input_ids")],
             "rationale": [Rationale(self.k)],
         }
-        if "perturbation-mask" in self.metrics:
+        if self.tokenizer.mask_token_id is not None:
             mask = TokenRemoval("mask", mask_token=self.tokenizer.mask_token_id, **padding)
             options: dict[str, Any] = {"measure": "probability", "entry": "input_ids", "label": "masked"}
             available["perturbation-mask"] = [

@@ -63,13 +63,14 @@ class LayerNorm(Norm):
         return g - g.mean(self.dims, keepdim=True) if self.centre else g
 
     def gradient(self, g: Tensor) -> Grads:
-        deviation = self.deviation()
-        normal = (self.x - self.x.mean(self.dims, keepdim=True) if self.centre else self.x) / deviation
-        g = g if self.weight is None else g * self.weight
-        back = g - normal * (g * normal).mean(self.dims, keepdim=True)
         if self.centre:
-            back = back - g.mean(self.dims, keepdim=True)
-        return (back / deviation,)
+            moments = torch.native_layer_norm(self.x, self.normalized_shape, None, None, self.eps)[1:]
+            backward = torch.ops.aten.native_layer_norm_backward
+            return (backward(g.contiguous(), self.x, self.normalized_shape, *moments, self.weight, None, [True, False, False])[0],)
+        deviation = self.deviation()
+        normal = self.x / deviation
+        g = g if self.weight is None else g * self.weight
+        return ((g - normal * (g * normal).mean(self.dims, keepdim=True)) / deviation,)
 
 
 class BatchNorm(Norm):
