@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -64,7 +65,7 @@ def bootstrap(
     if not 0 < confidence < 1 or resamples < 1:
         raise InputError(f"confidence must lie in (0, 1) and resamples be positive, got {confidence} and {resamples}")
     rows = values.detach().cpu().double().numpy() if isinstance(values, Tensor) else np.asarray(values, dtype=float)
-    rows = rows.reshape(len(rows), -1)
+    rows = rows.reshape(len(rows), math.prod(rows.shape[1:]))  # -1 fails without rows
     defined = ~np.isnan(rows).any(axis=1)
     skipped, rows = int((~defined).sum()), rows[defined]
     count = len(rows)
