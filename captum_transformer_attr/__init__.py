@@ -1,6 +1,6 @@
 """Class-specific attributions for unmodified transformers, as Captum attribution classes."""
 
-from captum_transformer_attr.errors import InputError, TransformerAttributionError, UnsupportedModelError, UnsupportedOperationError
+from captum_transformer_attr.errors import InputError, TargetError, TransformerAttributionError, UnsupportedModelError, UnsupportedOperationError
 from captum_transformer_attr.methods.attention_relevance import AttentionRelevance
 from captum_transformer_attr.methods.transformer_relevance import TransformerRelevance
 from captum_transformer_attr.ops.custom import register_rule, unregister_rule
@@ -10,6 +10,7 @@ __all__ = [
     "AttentionRelevance",
     "ForwardWrapper",
     "InputError",
+    "TargetError",
     "TransformerAttributionError",
     "TransformerRelevance",
     "UnsupportedModelError",

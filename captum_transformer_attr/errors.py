@@ -18,3 +18,7 @@ class UnsupportedModelError(TransformerAttributionError):
 
 class InputError(TransformerAttributionError, ValueError):
     """An argument of ``attribute`` (or of a command) cannot be used; the message names it."""
+
+
+class TargetError(InputError, AssertionError, IndexError):
+    """``target`` does not fit the model's output. Also an AssertionError and an IndexError, which Captum raises for bad targets."""

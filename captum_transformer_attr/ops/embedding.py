@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from captum_transformer_attr.errors import InputError
 from captum_transformer_attr.recording import layout as lay
 from captum_transformer_attr.recording import tags
 from captum_transformer_attr.recording.node import Grads, Node
@@ -97,6 +98,9 @@ def embedding(recorder: Recorder, input: Tensor, weight: Tensor, padding_idx: An
     handle = getattr(input, HANDLE, None)
     if handle is None:
         return F.embedding(input, weight, padding_idx, *args, **kwargs)
+    if input.numel() and not 0 <= int(input.min()) <= int(input.max()) < weight.shape[0]:
+        worst = int(input.max()) if int(input.max()) >= weight.shape[0] else int(input.min())
+        raise InputError(f"inputs: token id {worst} is not in the vocabulary of module '{recorder.path}' (0 to {weight.shape[0] - 1})")
     tag = tag_of(handle)
     layout = None
     if tag is not None and tag.layout is not None:

@@ -11,7 +11,7 @@ from captum._utils.common import _select_targets
 from torch import Tensor
 
 import captum_transformer_attr.ops  # noqa: F401  registers the operations
-from captum_transformer_attr.errors import InputError, UnsupportedModelError
+from captum_transformer_attr.errors import TargetError, UnsupportedModelError
 from captum_transformer_attr.ops.attention import Attention
 from captum_transformer_attr.recording.audit import audit
 from captum_transformer_attr.recording.inputs import Inputs, attach
@@ -69,17 +69,30 @@ class Recording:
 
 
 def select(output: Tensor, target: Any) -> Tensor:
-    """Captum's target selection, one number per example."""
-    if target is None and output.ndim > 1 and output.shape[1:].numel() == 1:
-        return output.reshape(output.shape[0])
-    if target is None and output.ndim == 0:
-        return output.reshape(1)
-    selected = _select_targets(output, target)
-    if selected.ndim > 1:
-        if selected.shape[1:].numel() != 1:
-            raise InputError(f"target={target!r}: selects {tuple(selected.shape[1:])} numbers per example of an output of shape {tuple(output.shape)}; one is needed")
-        selected = selected.reshape(selected.shape[0])
-    return selected
+    """Captum's target selection, one number per example.
+
+    Raises:
+        TargetError: if the target does not select one number per example of this output.
+    """
+    shape = tuple(output.shape)
+    if target is None and output.numel() == (shape[0] if shape else 1):
+        return output.reshape(-1)
+    try:
+        selected: Tensor = _select_targets(output, target)
+    except (AssertionError, IndexError, RuntimeError, TypeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else "it does not fit"
+        raise TargetError(f"target={shown(target)}: cannot select from an output of shape {shape} ({reason})") from error
+    if selected.numel() != (shape[0] if shape else 1):
+        raise TargetError(
+            f"target={shown(target)}: selects {tuple(selected.shape[1:])} numbers per example of an output of shape {shape}; one is needed"
+        )
+    return selected.reshape(-1)
+
+
+def shown(target: Any) -> str:
+    """A target as an error message quotes it."""
+    text = repr(target.tolist() if isinstance(target, Tensor) else target)
+    return text if len(text) < 60 else text[:57] + "..."
 
 
 @contextlib.contextmanager
