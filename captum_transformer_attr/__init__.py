@@ -1,5 +1,6 @@
 """Class-specific attributions for unmodified transformers, as Captum attribution classes."""
 
+from captum_transformer_attr.coverage import Coverage, CoverageRow, coverage
 from captum_transformer_attr.errors import InputError, TargetError, TransformerAttributionError, UnsupportedModelError, UnsupportedOperationError
 from captum_transformer_attr.methods.attention_relevance import AttentionRelevance
 from captum_transformer_attr.methods.transformer_relevance import TransformerRelevance
@@ -8,6 +9,8 @@ from captum_transformer_attr.recording.outputs import ForwardWrapper
 
 __all__ = [
     "AttentionRelevance",
+    "Coverage",
+    "CoverageRow",
     "ForwardWrapper",
     "InputError",
     "TargetError",
@@ -15,6 +18,7 @@ __all__ = [
     "TransformerRelevance",
     "UnsupportedModelError",
     "UnsupportedOperationError",
+    "coverage",
     "register_rule",
     "unregister_rule",
 ]

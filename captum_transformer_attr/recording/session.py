@@ -33,6 +33,7 @@ class Recording:
     def __init__(self, recorder: Recorder, inputs: Inputs, output: Tensor) -> None:
         self.recorder, self.inputs, self.output = recorder, inputs, output
         self.selected: Tensor = output
+        self.target: Any = None
         self.nodes: list[Node] = []
         self.attentions: list[Attention] = []
 
@@ -43,6 +44,7 @@ class Recording:
             AssertionError, IndexError: for a target that does not fit the output, as Captum does.
             UnsupportedOperationError: if an operation has no rule.
         """
+        self.target = target
         self.selected = select(self.output, target)
         if not self.selected.requires_grad:
             raise UnsupportedModelError("the selected output does not depend on the inputs through differentiable operations")
@@ -51,12 +53,13 @@ class Recording:
         self.attentions = [n for n in self.nodes if isinstance(n, Attention) and not n.over_channels]
         return self.selected
 
-    def send(self, signal: Signal, wrt: Sequence[Tensor], start: Tensor | None = None) -> list[Tensor]:
-        """Send a signal from the selected outputs back to ``wrt``; what nothing reached is zero."""
+    def send(self, signal: Signal, wrt: Sequence[Tensor], start: Tensor | None = None, source: Tensor | None = None) -> list[Tensor]:
+        """Send a signal from the selected outputs, or from ``source``, back to ``wrt``; what nothing reached is zero."""
         self.recorder.signal = signal
+        source = self.selected if source is None else source
         try:
-            start = torch.ones_like(self.selected) if start is None else start
-            grads = torch.autograd.grad(self.selected, wrt, start, retain_graph=True, allow_unused=True)
+            start = torch.ones_like(source) if start is None else start
+            grads = torch.autograd.grad(source, wrt, start, retain_graph=True, allow_unused=True)
         finally:
             self.recorder.signal = None
         return [torch.zeros_like(t) if g is None else g for g, t in zip(grads, wrt, strict=True)]
