@@ -346,7 +346,7 @@ def test_interrupted_write_leaves_the_previous_checkpoint(tmp_path: Path) -> Non
 
 
 @needs_easy_vqa
-@pytest.mark.parametrize("architecture", ["visualbert"])
+@pytest.mark.parametrize("architecture", vqa_models.ARCHITECTURES)
 def test_committed_vqa_models_answer_the_test_questions(
     architecture: vqa_models.Architecture,
     test_split: easy_vqa.EasyVqaSplit,
