@@ -1,20 +1,40 @@
 """Class-specific attributions for unmodified transformers, as Captum attribution classes."""
 
 from captum_transformer_attr.coverage import Coverage, CoverageRow, coverage
-from captum_transformer_attr.errors import InputError, TargetError, TransformerAttributionError, UnsupportedModelError, UnsupportedOperationError
+from captum_transformer_attr.errors import (
+    InputError,
+    TargetError,
+    TransformerAttributionError,
+    UnsupportedModelError,
+    UnsupportedOperationError,
+)
+from captum_transformer_attr.methods.attention_gradcam import AttentionGradCam
 from captum_transformer_attr.methods.attention_relevance import AttentionRelevance
+from captum_transformer_attr.methods.attention_rollout import AttentionRollout
+from captum_transformer_attr.methods.partial_lrp import PartialLRP
+from captum_transformer_attr.methods.raw_attention import RawAttention
+from captum_transformer_attr.methods.relevance_rollout import RelevanceRollout
+from captum_transformer_attr.methods.transformer_lrp import TransformerLRP
 from captum_transformer_attr.methods.transformer_relevance import TransformerRelevance
 from captum_transformer_attr.ops.custom import register_rule, unregister_rule
 from captum_transformer_attr.recording.outputs import ForwardWrapper
+from captum_transformer_attr.rules.linear_rules import Composite
 
 __all__ = [
+    "AttentionGradCam",
     "AttentionRelevance",
+    "AttentionRollout",
+    "Composite",
     "Coverage",
     "CoverageRow",
     "ForwardWrapper",
     "InputError",
+    "PartialLRP",
+    "RawAttention",
+    "RelevanceRollout",
     "TargetError",
     "TransformerAttributionError",
+    "TransformerLRP",
     "TransformerRelevance",
     "UnsupportedModelError",
     "UnsupportedOperationError",

@@ -87,16 +87,22 @@ def token_scores(recording: Recording, name: str, leaf: Tensor, arrived: Tensor,
             axes = axes_of(node.layout, name)
             stride = node.tag.stride if len(node.tag.stride) == len(axes) else ()
             return TokenScores(scores, axes, stride)
-    if leaf.ndim == 3:
-        return TokenScores(result.sum(-1), (1,))
-    if nodes and leaf.ndim > 3:
+    return pooled_scores(recording, name, result)
+
+
+def pooled_scores(recording: Recording, name: str, values: Tensor) -> TokenScores:
+    """Scores of an input's tokens from values of its elements: sums over every token's part of the input, and over channels."""
+    nodes = candidates(recording, name)
+    if values.ndim == 3:
+        return TokenScores(values.sum(-1), (1,))
+    if nodes and values.ndim > 3:
         finest = max(nodes, key=lambda node: math.prod(lay.grid(node.layout, name)))
         assert finest.layout is not None
         axes = axes_of(finest.layout, name)
-        flat = result.sum([i for i in range(1, leaf.ndim) if i not in axes])
+        flat = values.sum([i for i in range(1, values.ndim) if i not in axes])
         size = [flat.shape[i + 1] / g for i, g in enumerate(lay.grid(finest.layout, name))]
         pooled = [F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d][len(axes) - 1](flat[:, None], lay.grid(finest.layout, name))
         return TokenScores(pooled[:, 0] * math.prod(size), axes)
-    if leaf.ndim > 3:
-        return TokenScores(result.sum(1), tuple(range(2, leaf.ndim)))
-    return TokenScores(result, tuple(range(1, leaf.ndim)))
+    if values.ndim > 3:
+        return TokenScores(values.sum(1), tuple(range(2, values.ndim)))
+    return TokenScores(values, tuple(range(1, values.ndim)))

@@ -11,8 +11,8 @@ from torch import Tensor
 from captum_transformer_attr.recording.layout import Layout, sample_shape
 
 if TYPE_CHECKING:
-    from captum_transformer_attr.recording.tags import Tag
     from captum_transformer_attr.recording.recorder import Recorder
+    from captum_transformer_attr.recording.tags import Tag
 
 Grads = tuple["Tensor | None", ...]
 
@@ -35,6 +35,7 @@ class Node:
     path: str
     index: int
     tag: Tag  # of the output
+    sources: tuple[Tag | None, ...]  # of the live inputs
     layout: Layout | None
     shape: torch.Size
 

@@ -15,6 +15,7 @@ from captum_transformer_attr.errors import UnsupportedOperationError
 from captum_transformer_attr.recording import tags
 from captum_transformer_attr.recording.layout import Layout, resized
 from captum_transformer_attr.recording.node import Node, Record
+from captum_transformer_attr.recording.precision import CONVERSIONS, promoted
 from captum_transformer_attr.recording.tags import Tag, tag_of
 
 Handler = Callable[..., Any]
@@ -105,6 +106,7 @@ class Recorder(TorchFunctionMode):
         self.account_dtype = torch.float64
         self.absorbed: dict[str, Any] = {}
         self.handle_dtype = torch.float32
+        self.promote = False  # follow a half-precision model in float32
         self.module_outputs: dict[str, list[Any]] = {}
         self.atomic: list[Atomic] = []
         self.captured: dict[Node, Tensor] = {}  # outputs whose arriving signals can be asked for
@@ -131,6 +133,10 @@ class Recorder(TorchFunctionMode):
         if name in ("detach", "data") or not torch.is_grad_enabled():
             return self.cut(func(*args, **kwargs), operands)
         self.refuse_cut(operands)
+        if self.promote:
+            if name in CONVERSIONS:
+                return args[0]
+            args, kwargs = promoted(tuple(args)), promoted(kwargs)
         handler = HANDLERS.get(name) or HANDLERS.get(base_name(name))
         if handler is not None:
             if is_in_place(name):
@@ -186,7 +192,7 @@ class Recorder(TorchFunctionMode):
 
     def refuse_cut(self, operands: list[Tensor]) -> None:
         for t in operands:
-            if hasattr(t, CUT):
+            if hasattr(t, CUT) and not t.requires_grad:
                 raise UnsupportedOperationError(
                     f"module '{getattr(t, CUT)}' takes a value out of the graph (detach, .data or no_grad) and module '{self.path}' uses it again: "
                     f"part of the model would be invisible. Way out: register_rule(type(module), relevance=...) for the module around it."
@@ -200,7 +206,8 @@ class Recorder(TorchFunctionMode):
         node.index = len(self.nodes)
         self.nodes.append(node)
         out: Tensor = Record.apply(node, *live)  # type: ignore[no-untyped-call]
-        found = [t for t in map(tag_of, live) if t is not None]
+        node.sources = tuple(map(tag_of, live))
+        found = [t for t in node.sources if t is not None]
         new = self.merged(found, **tag)
         node.tag, node.layout, node.shape = new, new.layout, out.shape
         if node.captured:
@@ -212,9 +219,12 @@ class Recorder(TorchFunctionMode):
         """Tag of a value computed from values with tags ``found``."""
         self.counter += 1
         ancestors = 1 << self.counter
+        carried = ancestors
         for tag in found:
             ancestors |= tag.ancestors
+            carried |= tag.carried
         values: dict[str, Any] = {
+            "carried": carried,
             "attention": max((t.attention for t in found), default=0),
             "weighted": min((t.weighted for t in found), default=0),
             "stride": max((t.stride for t in found), default=(), key=len),
@@ -236,8 +246,9 @@ class Recorder(TorchFunctionMode):
         if len(found) == 1:
             # Values that only moved keep their identity, so that a trunk is recognised behind a reshape or a cast.
             moved = Tag(
-                first.origin, first.ancestors, first.attention, first.weighted, first.role, first.root, layout, first.stride, sum_of=first.sum_of
-            )
+                first.origin, first.ancestors, first.attention, first.weighted, first.role, first.root, layout, first.stride,
+                sum_of=first.sum_of, carried=first.carried,
+            )  # fmt: skip
         else:
             roles = {t.role for t in found}
             moved = self.merged(found, layout=layout, role=roles.pop() if len(roles) == 1 else tags.PLAIN)
@@ -259,7 +270,8 @@ class Recorder(TorchFunctionMode):
     def begin_atomic(self, module: Any, args: Any, kwargs: Any) -> Any:
         """Give a module with a registered rule leaves of its own and stop recording until it returns."""
         live = [t for t in tensors_in((args, kwargs)) if t.requires_grad and t.is_floating_point()]
-        leaves = [t.detach().requires_grad_() for t in live]
+        own = next((p.dtype for p in module.parameters() if p.is_floating_point()), None) if self.promote else None
+        leaves = [t.detach().to(own or t.dtype).requires_grad_() for t in live]
         by_id = {id(t): leaf for t, leaf in zip(live, leaves, strict=True)}
         self.atomic.append(Atomic(module, live, leaves))
         self.paused += 1

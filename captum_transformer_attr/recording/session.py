@@ -18,9 +18,13 @@ from captum_transformer_attr.recording.inputs import Inputs, attach
 from captum_transformer_attr.recording.modules import as_evaluated, modules_of, watched
 from captum_transformer_attr.recording.node import Node
 from captum_transformer_attr.recording.outputs import OutputChoice, unwrap
+from captum_transformer_attr.recording.precision import is_half
 from captum_transformer_attr.recording.recorder import Recorder
 from captum_transformer_attr.recording.tags import Tag, tag_of
 from captum_transformer_attr.rules.table import Signal
+
+# How far the recorded forward may be from the plain one, relative to the largest output: rounding, not more.
+AGREEMENT = {torch.float64: 1e-9, torch.float32: 2e-4, torch.float16: 0.05, torch.bfloat16: 0.2}
 
 
 class Recording:
@@ -112,12 +116,14 @@ def recorded(function: Any, inputs: Inputs, output: OutputChoice = None, verify:
         UnsupportedModelError: if the recorded forward does not give what the plain forward gives.
     """
     recorder = Recorder(inputs.batch)
-    recorder.handle_dtype = parameter_dtype(function, inputs)
+    dtype = parameter_dtype(function, inputs)
+    recorder.promote = is_half(dtype) or is_half(inputs.dtype)
+    recorder.handle_dtype = torch.float32 if recorder.promote else dtype
     recording: Recording | None = None
     try:
         with torch.inference_mode(False), torch.enable_grad(), as_evaluated(function):
             state = torch.random.get_rng_state()
-            values = attach(inputs, recorder.handle_dtype)
+            values = attach(inputs, recorder.handle_dtype, recorder.promote)
             with watched(function, recorder), recorder:
                 args, kwargs = inputs.arguments(values)
                 result = unwrap(function(*args, **kwargs), output)
@@ -139,11 +145,13 @@ def compare(function: Any, inputs: Inputs, output: OutputChoice, recorded_output
         plain = unwrap(function(*args, **kwargs), output)
     if plain.shape != recorded_output.shape:
         raise UnsupportedModelError(f"the recorded forward gives shape {tuple(recorded_output.shape)}, the plain one {tuple(plain.shape)}")
-    difference = (plain - recorded_output.detach()).abs()
+    recorded_output = recorded_output.detach()
     finite = plain.isfinite()
-    worst = difference[finite].max().item() if bool(finite.any()) else 0.0
-    size = plain[finite].abs().max().item() if bool(finite.any()) else 0.0
-    if not worst <= 1e3 * torch.finfo(plain.dtype).eps * max(size, 1e-3) or not torch.equal(finite, recorded_output.detach().isfinite()):
+    difference = (plain.double() - recorded_output.double()).abs()[finite]
+    worst = difference.max().item() if difference.numel() else 0.0
+    size = plain[finite].abs().max().item() if difference.numel() else 0.0
+    allowed = AGREEMENT[plain.dtype] * max(size, 1e-3)
+    if not worst <= allowed or not torch.equal(finite, recorded_output.to(plain.dtype).isfinite()):
         raise UnsupportedModelError(
             f"the recorded forward differs from the plain one by {worst:.2g} (outputs up to {size:.2g}): the model is random in evaluation mode or "
             f"computes in a way that cannot be followed; make it deterministic, or register_rule for the module in question"

@@ -1,0 +1,70 @@
+"""Relevance from the selected output down to any recorded tensors, and what parameters took on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from captum_transformer_attr.recording.session import Recording, select
+from captum_transformer_attr.rules.table import Signal
+
+EXPLAINED = ("logit", "probability")
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where relevance starts: ``source``, a tensor of the graph, with the signal ``signal``; ``total`` is the relevance sent, ``(N,)``."""
+
+    source: Tensor
+    signal: Tensor
+    total: Tensor
+
+
+@dataclass(frozen=True)
+class Propagated:
+    """Relevance of the tensors asked for, each of its tensor's shape; what parameters took per module path, ``(N,)``; what nothing accounts for."""
+
+    relevance: list[Tensor]
+    parameters: dict[str, Tensor]
+    delta: Tensor | None
+
+
+def start_of(recording: Recording, table: Signal, explained: str) -> Start:
+    """Start at the selected logit with relevance 1, or with gradient 1, or with the gradient of its softmax probability."""
+    selected = recording.selected
+    one = torch.ones_like(selected)
+    if explained == "logit":
+        return Start(selected, one, one if table.carries == "relevance" else selected.detach())
+    with torch.enable_grad():
+        logits = recording.output.detach().requires_grad_()
+        probability = select(logits.softmax(-1), recording.target)
+        (signal,) = torch.autograd.grad(probability.sum(), logits)
+    total = (logits.detach() * signal).flatten(1).sum(1)
+    return Start(recording.output, signal, total)
+
+
+def propagate(recording: Recording, table: Signal, start: Start, wrt: Sequence[Tensor], accounting: bool) -> Propagated:
+    """One backward pass of ``table`` from ``start`` to ``wrt``."""
+    recorder = recording.recorder
+    recorder.accounting, recorder.absorbed = accounting, {}
+    try:
+        arrived = recording.send(table, wrt, start.signal, start.source)
+    finally:
+        recorder.accounting = False
+    if table.carries == "gradient":
+        # The handle of token ids already holds relevance: its embedding was multiplied in.
+        handles = {id(leaf) for name, leaf in recording.inputs.leaves.items() if not recording.inputs.values[name].is_floating_point()}
+        arrived = [g if id(x) in handles else x.detach() * g for x, g in zip(wrt, arrived, strict=True)]
+    if not accounting:
+        return Propagated(arrived, {}, None)
+    parameters = dict(recorder.absorbed)
+    delta = start.total.double()
+    for r in arrived:
+        delta = delta - r.double().flatten(1).sum(1)
+    for taken in parameters.values():
+        delta = delta - taken
+    dtype = recording.selected.dtype
+    return Propagated(arrived, {path: r.to(dtype) for path, r in parameters.items()}, delta.to(dtype))
