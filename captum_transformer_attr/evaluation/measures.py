@@ -314,7 +314,9 @@ class _Bound:
     explain: Explain
 
     def attribute(self, inputs: Any, target: Any = None, additional_forward_args: Any = None) -> Any:
-        return self.explain(inputs, target)
+        # sensitivity_max hands a single input over as a tuple of one.
+        single = isinstance(inputs, tuple) and len(inputs) == 1
+        return (self.explain(inputs[0], target),) if single else self.explain(inputs, target)
 
 
 @dataclass(frozen=True)

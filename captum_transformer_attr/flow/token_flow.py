@@ -6,7 +6,7 @@ geometry the graph has: windows, shifts, mergings and class tokens are ordinary 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 
 import torch
 from torch import Tensor
@@ -35,6 +35,8 @@ class Flow(Signal):
     which is subtracted to take the identity term of the read-out rows out.
     terminals: the sums after which no attention follows; the read-out rows found there are weighted uniformly.
     normalize: divide the rows of (Ā + I) by their sums.
+    doubled: what earlier flow sent into branches that have a residual trunk of their own; that trunk's share is a second identity and is part
+    of the ``trunk_only`` flow.
     """
 
     def __init__(
@@ -44,9 +46,12 @@ class Flow(Signal):
         terminals: Collection[Sum],
         trunk_only: bool = False,
         normalize: bool = False,
+        doubled: Mapping[Sum, Tensor] | None = None,
     ) -> None:
         super().__init__("flow", "flow", TABLE)
         self.normalize = normalize
+        self.nested: dict[Sum, Tensor] = {}
+        self.doubled = doubled or {}
         self.weights, self.active, self.terminals, self.trunk_only = weights, set(active), set(terminals), trunk_only
         self.seen: dict[Node, Tensor] = {}
         self.watched: Collection[Node] = ()
@@ -98,6 +103,11 @@ def residual(node: Sum, r: Tensor, signal: Flow) -> Grads:
         shares: list[Tensor | None] = [share, share]
     else:
         shares = [r if i == node.trunk or (node.attends[i] and not signal.trunk_only) else None for i in (0, 1)]
+        if any(node.nested):
+            signal.nested[node] = r
+            branch = None if node.trunk is None else 1 - node.trunk
+            if node in signal.doubled and branch is not None:
+                shares[branch] = signal.doubled[node]
     sizes = (node.a.shape, node.b.shape)
     return tuple(None if s is None else unbroadcast(s, size) for s, size in zip(shares, sizes, strict=True))
 
@@ -159,6 +169,23 @@ def constant_sum(node: ConstantSum, r: Tensor, signal: Flow) -> Grads:
     return (unbroadcast(r, node.x.shape),)
 
 
+def centring(node: Centring, r: Tensor, signal: Flow) -> Grads:
+    return r, None
+
+
+def nothing(node: Statistic, r: Tensor, signal: Flow) -> Grads:
+    return (None,)
+
+
+def embedding(node: Embedding, r: Tensor, signal: Flow) -> Grads:
+    return (r.sum(-1),)
+
+
+def joining(node: Join, r: Tensor, signal: Flow) -> Grads:
+    """Follow the positions."""
+    return node.gradient(r)
+
+
 TABLE: dict[type[Node], Rule] = {
     LinearMap: linear_map,
     Linear: linear,
@@ -171,8 +198,8 @@ TABLE: dict[type[Node], Rule] = {
     Scale: scaling,
     Product: product,
     ConstantSum: constant_sum,
-    Centring: lambda node, r, signal: (r, None),
-    Statistic: lambda node, r, signal: (None,),
-    Embedding: lambda node, r, signal: (r.sum(-1),),
-    Join: lambda node, r, signal: node.gradient(r),
+    Centring: centring,
+    Statistic: nothing,
+    Embedding: embedding,
+    Join: joining,
 }

@@ -9,7 +9,7 @@ import torch
 from captum.attr._utils.attribution import GradientAttribution
 from torch import Tensor, nn
 
-from captum_transformer_attr.errors import InputError
+from captum_transformer_attr.errors import InputError, UnsupportedModelError
 from captum_transformer_attr.recording.inputs import Inputs, parse
 from captum_transformer_attr.recording.node import LayoutLostError
 from captum_transformer_attr.recording.outputs import OutputChoice
@@ -59,6 +59,7 @@ class TransformerAttribution(GradientAttribution):  # type: ignore[misc]
 
     def once(self, inputs: Inputs, target: Any, compute: Callable[[Recording], Result]) -> Result:
         signature = tuple((n, tuple(v.shape), v.dtype) if isinstance(v, Tensor) else (n, str(v)[:80]) for n, v in inputs.values.items())
+        signature = (id(self.forward_func), *signature)
         verify = signature not in self._verified
         with recorded(self.forward_func, inputs, self.output, verify) as recording:
             self._verified.add(signature)
@@ -84,9 +85,16 @@ def check_interpolation(interpolate: str) -> None:
         raise InputError(f"interpolate={interpolate!r}: choose one of {', '.join(INTERPOLATIONS)}")
 
 
-def finished(tensor: Tensor) -> Tensor:
-    """Detached and contiguous, as Captum's consumers need it."""
-    return tensor.detach().contiguous()
+def finished(tensor: Tensor, like: Tensor | None = None) -> Tensor:
+    """Detached and contiguous, as Captum's consumers need it; in the dtype of the floating input ``like``.
+
+    Raises:
+        UnsupportedModelError: if the result is not finite.
+    """
+    if not bool(torch.isfinite(tensor).all()):
+        raise UnsupportedModelError("the relevance is not finite: activations of this model overflow or cancel exactly; try float64 (model.double())")
+    dtype = like.dtype if like is not None and like.is_floating_point() else tensor.dtype
+    return tensor.detach().to(dtype).contiguous()
 
 
 def parsed(inputs: Any, additional_forward_args: Any) -> Inputs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -100,7 +101,7 @@ class TokenAttribution(TransformerAttribution):
         given = parsed(inputs, additional_forward_args)
         scored = self.scored(given, target, return_convergence_delta)
         shapes = {name: given.values[name].shape for name in scored.tokens}
-        result = given.pack({name: finished(t.spread(shapes[name], interpolate)) for name, t in scored.tokens.items()})
+        result = given.pack({name: finished(t.spread(shapes[name], interpolate), given.values[name]) for name, t in scored.tokens.items()})
         return (result, scored.delta) if return_convergence_delta else result
 
     def attribute_tokens(self, inputs: Any, target: Any = None, additional_forward_args: Any = None) -> Any:
@@ -115,7 +116,7 @@ class TokenAttribution(TransformerAttribution):
         """
         given = parsed(inputs, additional_forward_args)
         scored = self.scored(given, target, False)
-        return given.pack({name: finished(t.scores) for name, t in scored.tokens.items()})
+        return given.pack({name: finished(t.scores, given.values[name]) for name, t in scored.tokens.items()})
 
     def attention_records(self, inputs: Any, target: Any = None, additional_forward_args: Any = None) -> AttentionRecords:
         """What was recorded on the way: one record per attention call, and the relevance of every block's output.
@@ -143,16 +144,21 @@ class TokenAttribution(TransformerAttribution):
         leaves = [recording.inputs.leaves[n] for n in names]
         watched = {node for n in names for node in candidates(recording, n)}
 
-        def flow(active: list[Attention], trunk_only: bool) -> Passed:
-            signal = Flow(lambda node, rows: self.weights(maps, node, rows), active, terminal_sums(recording), trunk_only, self.normalize)
+        def flow(active: list[Attention], trunk_only: bool, doubled: dict[Sum, Tensor]) -> tuple[Passed, dict[Sum, Tensor]]:
+            weights = functools.partial(self.weights, maps)
+            signal = Flow(weights, active, terminal_sums(recording), trunk_only, self.normalize, doubled)
             signal.watched = watched
-            return Passed(recording.send(signal, leaves), signal.seen)
+            return Passed(recording.send(signal, leaves), signal.seen), signal.nested
 
-        trunk = flow([], trunk_only=True)
-        sets = self.active_sets(recording)
-        passed = flow(sets[0], trunk_only=False)
-        for active in sets[1:]:
-            passed = passed.plus(flow(active, trunk_only=False)).plus(trunk, -1)
+        passed = trunk = None
+        for active in self.active_sets(recording):
+            through, nested = flow(active, False, {})
+            alone = trunk if trunk is not None and not nested else flow([], True, nested)[0]
+            if passed is None:
+                passed, trunk = through, alone
+            else:
+                passed = passed.plus(through).plus(alone, -1)
+        assert passed is not None and trunk is not None
         (arrived, seen), (at_trunk, trunk_seen) = (passed.arrived, passed.seen), (trunk.arrived, trunk.seen)
         tokens = {
             name: token_scores(recording, name, leaves[i], arrived[i], seen, trunk_seen, at_trunk[i]) for i, name in enumerate(names)

@@ -216,6 +216,6 @@ def scaled_dot_product_attention(
     node.query_tag, node.key_tag = tq, tag_of(key)
     depth = max(t.attention for t in found) + 1
     out = recorder.run(
-        node, *(t for t in operands if t.requires_grad), layout=layout, attention=depth, weighted=min(t.weighted for t in found) + 1
+        node, *(t for t in operands if t.requires_grad), layout=layout, attention=depth, weighted=min(t.weighted for t in found) + 1, carried=0
     )
     return out

@@ -83,7 +83,8 @@ def attend(recorder: Recorder, node: ValueProduct, probability: Tensor, value: T
     p = tag_of(probability)
     node.query_tag, node.key_tag = p, tag
     depth = max(t.attention for t in (p, tag) if t)
-    return recorder.run(node, probability, value, layout=layout, weighted=weighted, attention=depth + (not node.over_channels))
+    carried = tag.carried if tag and node.over_channels else 0
+    return recorder.run(node, probability, value, layout=layout, weighted=weighted, attention=depth + (not node.over_channels), carried=carried)
 
 
 @handles("baddbmm")

@@ -21,12 +21,15 @@ class Custom(LocalNode):
     def __init__(self, rule: CustomRule) -> None:
         self.rule = rule
 
+    def gradient(self, g: Tensor) -> Grads:
+        return LocalNode.gradient(self, g.to(self.y.dtype))
+
     def replay(self, leaves: list[Tensor], y: Tensor) -> None:
         """The graph was made while the module ran."""
         self.leaves, self.y = tuple(leaves), y
 
     def forward(self, *live: Tensor) -> Tensor:
-        return self.y.detach().clone()
+        return self.y.detach().to(live[0].dtype, copy=True)
 
 
 class CustomRule:

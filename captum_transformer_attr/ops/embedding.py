@@ -29,7 +29,7 @@ class Embedding(Node):
         self.ids, self.weight, self.arguments = ids, weight.detach(), arguments
 
     def forward(self, handle: Tensor) -> Tensor:  # type: ignore[override]
-        y = F.embedding(self.ids, self.weight, **self.arguments)
+        y = F.embedding(self.ids, self.weight, **self.arguments).to(handle.dtype)
         self.keep("y", y)
         return y
 

@@ -95,7 +95,8 @@ def product(recorder: Recorder, a: Tensor, b: Tensor, divide: bool = False) -> T
     if kind == ACTIVATION:
         role = tags.ACTIVATED
     return recorder.run(
-        Product(kind, signal, divide), a, b, layout=layout, role=role, root=common_root(ta, tb), weighted=content_weight(ta, tb, signal)
+        Product(kind, signal, divide), a, b, layout=layout, role=role, root=common_root(ta, tb), weighted=content_weight(ta, tb, signal),
+        **({} if signal is None else {"carried": (ta, tb)[signal].carried}),
     )
 
 

@@ -21,6 +21,7 @@ class Sum(Node):
 
     trunk: 0 or 1, the operand the other one was computed from (a residual's trunk); None for siblings.
     attends: whether each operand went through an attention that the trunk did not.
+    nested: whether each operand is a branch with a residual of its own, that brings the trunk's tokens a second time.
     """
 
     label = "residual sum"
@@ -32,6 +33,15 @@ class Sum(Node):
         self.trunk = trunk_of(a, b)
         reference = self.tags[self.trunk].attention if self.trunk is not None else min(a.attention, b.attention)
         self.attends = (a.attention > reference, b.attention > reference)
+        shared = a.carried & b.carried if self.trunk is not None else 0
+        self.nested = tuple(bool(shared) and attends for attends in self.attends)
+
+    @property
+    def carried(self) -> int:
+        """See ``Tag``; a sum without a trunk is either one of siblings or a branch."""
+        if self.trunk is not None:
+            return self.tags[self.trunk].carried
+        return 0 if any(self.attends) else self.tags[0].carried | self.tags[1].carried
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:  # type: ignore[override]
         self.keep("a", a)
@@ -44,6 +54,7 @@ class Sum(Node):
     def is_branch_of(self, trunk: Tag) -> None:
         """This sum is itself a branch beside ``trunk`` (attention plus MLP, both added to it): neither operand is a trunk."""
         self.trunk = None
+        self.nested = (False, False)
         self.attends = tuple(t.attention > trunk.attention for t in self.tags)  # type: ignore[assignment]
 
 
@@ -107,9 +118,10 @@ def add(recorder: Recorder, a: Any, b: Any) -> Any:
         branch = (tb, ta)[node.trunk]
         if isinstance(branch.sum_of, Sum):
             branch.sum_of.is_branch_of((ta, tb)[node.trunk])
+            node.nested = (False, False)
     role = ta.role if ta.role == tb.role else tags.SCORES if tags.SCORES in (ta.role, tb.role) else tags.PLAIN
     root = common_root(ta, tb)
-    return recorder.run(node, a, b, layout=layout, role=role, root=root, sum_of=node)
+    return recorder.run(node, a, b, layout=layout, role=role, root=root, sum_of=node, carried=node.carried)
 
 
 def common_root(a: Tag, b: Tag) -> int:

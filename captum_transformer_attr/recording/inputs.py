@@ -114,14 +114,14 @@ def refuse_empty_masks(inputs: Inputs) -> None:
                 raise InputError(f"inputs: '{name}' masks every token of example {empty[0]}")
 
 
-def attach(inputs: Inputs, dtype: torch.dtype) -> dict[str, Any]:
+def attach(inputs: Inputs, dtype: torch.dtype, promote: bool) -> dict[str, Any]:
     """Copies of the values that the recording can follow; ``inputs.leaves`` gets the tensors whose signals are the result."""
     values = dict(inputs.values)
     for position, name in enumerate(inputs.explained):
         value = inputs.values[name]
-        tag = Tag(origin=position, ancestors=1 << position, layout=initial(name, value.shape))
+        tag = Tag(origin=position, ancestors=1 << position, carried=1 << position, layout=initial(name, value.shape))
         if value.is_floating_point():
-            leaf = value.detach().clone().requires_grad_()
+            leaf = value.detach().to(torch.float32 if promote else value.dtype, copy=True).requires_grad_()
             given = leaf.view_as(leaf)
             setattr(given, tags.ATTRIBUTE, tag)
         else:

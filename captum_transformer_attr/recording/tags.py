@@ -28,6 +28,7 @@ class Tag:
     attention: most softmax attentions over tokens on any path from an input.
     weighted: fewest weighted operations on any path from an input; tells a residual trunk from its branches.
     root: origin of the one tensor it is an elementwise function of.
+    carried: bit set of the origins whose tokens it still carries: those that residual trunks and token-wise operations lead to, without an attention.
     """
 
     origin: int
@@ -41,6 +42,7 @@ class Tag:
     parts: tuple[Tensor, ...] = ()  # what ``stack`` joined along axis ``parts_dim``: summing it again is a residual
     parts_dim: int = 0
     sum_of: object = None  # the Sum node whose result this is
+    carried: int = 0
 
     def comes_from(self, other: Tag) -> bool:
         """Whether this tensor was computed from ``other``."""
