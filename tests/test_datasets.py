@@ -21,6 +21,7 @@ from captum_transformer_attr.datasets import (
     ImageExample,
     ImageNetSegmentation,
     ImageNetValidation,
+    Joined,
     LabelledImages,
     Region,
     Sst2,
@@ -98,6 +99,16 @@ class TestLabelledImages:
             LabelledImages(tmp_path)
         with pytest.raises(DatasetError, match="does not exist"):
             LabelledImages(tmp_path / "nowhere")
+
+
+def test_joined_readers_follow_each_other(tmp_path: Path) -> None:
+    for name, colour in (("one", (1, 1, 1)), ("two", (2, 2, 2))):
+        picture(tmp_path / name / "a.png", colour)
+        (tmp_path / name / "labels.json").write_text('{"a.png": {"class_index": 0}, "lost.png": {"class_index": 1}}')
+    reader = Joined(LabelledImages(tmp_path / "one"), LabelledImages(tmp_path / "two"))
+    assert len(reader) == 4
+    assert [e.image[0, 0, 0] for e in reader] == [1, 2]
+    assert [s.index for s in reader.skipped] == [1, 3]
 
 
 class TestImageNet:

@@ -1,0 +1,131 @@
+"""Faithfulness tables: every method on every model and data set, to `docs/results/faithfulness-<task>.md` and `.json`.
+
+    python -m benchmarks.faithfulness                      # everything that the data at hand allows
+    python -m benchmarks.faithfulness vit-imagenet swin    # some tasks
+    python -m benchmarks.faithfulness --smoke              # two examples, three methods: does it run?
+
+Data are looked for in the folder of the environment variable CTA_DATA (default ../shared/data). An interrupted run goes
+on where it stopped (`--work`).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import Progress
+
+from benchmarks.faithfulness_tasks import TASKS, Options
+from captum_transformer_attr.cli.progress import progress_bar
+from captum_transformer_attr.comparison import Method, resolve
+from captum_transformer_attr.evaluation import (
+    CENTER,
+    RANDOM,
+    Task,
+    TaskResult,
+    center_method,
+    circumstances,
+    evaluate,
+    random_method,
+    write,
+)
+
+OURS = (
+    "TransformerRelevance",
+    "AttentionRelevance",
+    "TokenStatisticsRelevance",
+    "TransformerLRP",
+    "TransformerLRP:rules=attnlrp",
+    "TransformerLRP:rules=cp",
+    "TransformerLRP:rules=libra",
+    "AttentionRollout",
+    "RawAttention",
+    "AttentionGradCam",
+    "PartialLRP",
+    "RelevanceRollout",
+)
+FAST_PEERS = ("InputXGradient", "LayerGradCam")
+SLOW_PEERS = ("IntegratedGradients", "GradientShap", "Occlusion")
+METHODS = {
+    "image": (*OURS, "TransformerRelevance:start_layer=1", *FAST_PEERS, *SLOW_PEERS, RANDOM, CENTER),
+    "text": (*OURS, "InputXGradient", *SLOW_PEERS, RANDOM),
+    "question": (*OURS, "InputXGradient", *SLOW_PEERS, RANDOM),
+    "fast": (*OURS, *FAST_PEERS, RANDOM),
+}
+SMOKE_METHODS = ("TransformerRelevance", "InputXGradient", RANDOM)
+CONTROLS = {RANDOM: random_method, CENTER: center_method}
+
+console = Console(stderr=True)
+
+
+def methods_of(names: tuple[str, ...]) -> list[Method]:
+    """Methods by name, the two controls included."""
+    return resolve([CONTROLS[name]() if name in CONTROLS else name for name in names])
+
+
+def run_task(task: Task, kind: str, methods: tuple[str, ...], batch_size: int, work: Path | None) -> TaskResult:
+    """One table, with a progress bar over all methods and examples."""
+    chosen = methods_of(methods or METHODS[kind])
+    with progress_bar() as bar:
+        advance = _advance(bar, task.name, len(chosen), len(task.indices))
+        return evaluate(task, chosen, batch_size=batch_size, folder=work, advance=advance)
+
+
+def _advance(bar: Progress, name: str, methods: int, examples: int):  # noqa: ANN202
+    line = bar.add_task(name, total=methods * examples)
+    finished: dict[str, int] = {}
+
+    def advance(method: str, done: int, total: int) -> None:
+        finished[method] = done
+        bar.update(line, completed=sum(finished.values()), description=f"{name}: {method}")
+
+    return advance
+
+
+def main(
+    tasks: Annotated[list[str] | None, typer.Argument(help=f"Of {', '.join(TASKS)}; all by default.")] = None,
+    method: Annotated[list[str] | None, typer.Option(help="Methods instead of the task's own.")] = None,
+    count: Annotated[int | None, typer.Option(help="Examples per task instead of the task's own number.")] = None,
+    half: Annotated[str, typer.Option(help="all, or the even or odd half of the examples.")] = "all",
+    batch_size: Annotated[int, typer.Option(min=1)] = 8,
+    output: Annotated[Path, typer.Option(help="Folder of the tables.")] = Path("docs/results"),
+    prefix: Annotated[str, typer.Option(help="Of the files' names.")] = "faithfulness",
+    work: Annotated[Path, typer.Option(help="Folder that keeps finished work.")] = Path("build/faithfulness"),
+    threads: Annotated[int | None, typer.Option(help="Of torch on the CPU.")] = None,
+    smoke: Annotated[bool, typer.Option("--smoke", help="Two examples and three methods per task.")] = False,
+) -> None:
+    """Measure and write the tables."""
+    if half not in ("all", "even", "odd"):
+        raise typer.BadParameter(f"--half must be all, even or odd, not {half}")
+    unknown = [name for name in tasks or () if name not in TASKS]
+    if unknown:
+        raise typer.BadParameter(f"no task {unknown[0]}; tasks: {', '.join(TASKS)}")
+    if threads:
+        torch.set_num_threads(threads)
+    data = Path(os.environ.get("CTA_DATA") or "../shared/data")
+    options = Options(data, 2 if smoke else count, half, 64 if smoke else None)
+    methods = tuple(method or (SMOKE_METHODS if smoke else ()))
+    for name in tasks or TASKS:
+        missing = [folder for folder in TASKS[name].needs if not (data / folder).is_dir()]
+        if missing:
+            console.print(f"{name}: skipped, {data / missing[0]} is not there (set CTA_DATA)")
+            continue
+        try:
+            task = TASKS[name].build(options)
+        except FileNotFoundError as error:
+            console.print(f"{name}: skipped, {error}")
+            continue
+        start = time.perf_counter()
+        result = run_task(task, TASKS[name].kind, methods, batch_size, None if smoke else work)
+        stem = output / f"{prefix}-{name}"
+        write([result], circumstances(), stem, f"Faithfulness: {result.title}")
+        console.print(f"{name}: {len(result.rows)} methods in {time.perf_counter() - start:.0f} s, {stem}.md")
+
+
+if __name__ == "__main__":
+    typer.run(main)

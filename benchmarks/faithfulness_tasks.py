@@ -1,0 +1,152 @@
+"""The models and data sets of the faithfulness tables, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from captum_transformer_attr.datasets import (
+    BoxedImages,
+    Eraser,
+    Joined,
+    LabelledImages,
+    SstRationales,
+    TinyImageNetValidation,
+)
+from captum_transformer_attr.evaluation import ImageTask, Task, TextTask, spread
+from captum_transformer_attr.evaluation.digits import DigitTask
+from captum_transformer_attr.evaluation.language import LanguageTask, sampled_prompts
+from captum_transformer_attr.loading import PreprocessingOptions, load_model
+
+HALF = (0.5, 0.5, 0.5)
+PROTOCOL = ("perturbation", "perturbation-squares", "saco", "discriminativeness")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a task is built with.
+
+    Attributes:
+        data: the folder of the shared data.
+        count: examples, None for the task's own number.
+        half: `"even"`, `"odd"` or `"all"` of them.
+        max_length: tokens kept of a text.
+    """
+
+    data: Path
+    count: int | None = None
+    half: str = "all"
+    max_length: int | None = None
+
+    def indices(self, length: int, count: int) -> list[int]:
+        """Which examples of a data set."""
+        return spread(length, self.count or count, self.half)
+
+
+def _vit(options: Options) -> Any:
+    weights = options.data / "vit_tiny_imagenet" / "model.safetensors"
+    return load_model("vit_tiny_patch16_224", weights, PreprocessingOptions(mean=HALF, std=HALF, squash=True))
+
+
+def _vit_imagenet(options: Options, metrics: tuple[str, ...] = PROTOCOL, name: str = "vit-imagenet") -> Task:
+    reader = LabelledImages(options.data / "imagenet_samples")
+    indices = options.indices(len(reader), 60 if "captum" in metrics else 300)
+    return ImageTask(name, "ViT-Tiny on ImageNet samples", _vit(options), reader, metrics, indices)
+
+
+def _vit_imagenet_captum(options: Options) -> Task:
+    return _vit_imagenet(options, ("captum",), "vit-imagenet-captum")
+
+
+def _vit_boxes(options: Options) -> Task:
+    reader = TinyImageNetValidation(options.data / "tiny_imagenet_val" / "val.tar.gz")
+    indices = options.indices(len(reader), 600)
+    return ImageTask("vit-boxes", "ViT-Tiny on Tiny ImageNet boxes", _vit(options), reader, ("pointing",), indices)
+
+
+def _swin(options: Options) -> Task:
+    folder = options.data / "swin_tinyimagenet20"
+    model = load_model(str(folder / "model.safetensors"), None, PreprocessingOptions(squash=True))
+    reader = BoxedImages(folder / "validation_images.zip", folder / "validation.json")
+    indices = options.indices(len(reader), 500)
+    return ImageTask("swin", "Swin on its held-out images", model, reader, (*PROTOCOL, "pointing"), indices)  # type: ignore[arg-type]
+
+
+def _sst(options: Options) -> Task:
+    model: Any = load_model(str(options.data / "minilm_sst2"))
+    reader = SstRationales(options.data / "sst_rationales" / "sst_rationales.jsonl")
+    metrics = ("perturbation", "perturbation-mask", "saco", "rationale")
+    indices = options.indices(len(reader), 263)
+    title = "MiniLM on SST sentences with rationales"
+    return TextTask("minilm-sst", title, model, reader, metrics, indices, k=(1, 3, 5, 8), max_length=options.max_length)
+
+
+def _movies(options: Options) -> Task:
+    model: Any = load_model(str(options.data / "minilm_sst2"))
+    reader = Joined(*(Eraser(options.data / "eraser_movies", split) for split in ("val", "test")))
+    metrics = ("rationale", "perturbation")
+    indices = options.indices(len(reader), 399)
+    title = "MiniLM on ERASER movie reviews"
+    return TextTask("minilm-movies", title, model, reader, metrics, indices, max_length=options.max_length)
+
+
+def _digits_vit(options: Options) -> Task:
+    return DigitTask("vit", options.count or 300, options.half)
+
+
+def _digits_swin(options: Options) -> Task:
+    return DigitTask("swin", options.count or 300, options.half)
+
+
+def _stories(options: Options) -> Task:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(options.data / "stories260k").eval()
+    number = options.count or 300
+    prompts = sampled_prompts(model, number, 32)
+    title = "Llama (stories260k), next token after 31 sampled tokens"
+    return LanguageTask("stories", title, model, prompts, ("perturbation", "saco"), options.indices(number, number))
+
+
+def _visualbert(options: Options) -> Task:
+    from benchmarks.faithfulness_vqa import VqaTask
+
+    return VqaTask("visualbert", options.count or 300, options.half)
+
+
+def _lxmert(options: Options) -> Task:
+    from benchmarks.faithfulness_vqa import VqaTask
+
+    return VqaTask("lxmert", options.count or 300, options.half)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A task that can be asked for.
+
+    Attributes:
+        build: makes it.
+        kind: `"image"`, `"text"` or `"question"`: which methods it is measured with by default.
+        needs: folders below the data folder.
+    """
+
+    build: Callable[[Options], Task]
+    kind: str
+    needs: tuple[str, ...] = ()
+
+
+TASKS: dict[str, Entry] = {
+    "digits-vit": Entry(_digits_vit, "image"),
+    "digits-swin": Entry(_digits_swin, "image"),
+    "vit-imagenet": Entry(_vit_imagenet, "image", ("vit_tiny_imagenet", "imagenet_samples")),
+    "vit-imagenet-captum": Entry(_vit_imagenet_captum, "fast", ("vit_tiny_imagenet", "imagenet_samples")),
+    "vit-boxes": Entry(_vit_boxes, "image", ("vit_tiny_imagenet", "tiny_imagenet_val")),
+    "swin": Entry(_swin, "image", ("swin_tinyimagenet20",)),
+    "minilm-sst": Entry(_sst, "text", ("minilm_sst2", "sst_rationales")),
+    "minilm-movies": Entry(_movies, "text", ("minilm_sst2", "eraser_movies")),
+    "stories": Entry(_stories, "text", ("stories260k",)),
+    "visualbert": Entry(_visualbert, "question", ("easy_vqa",)),
+    "lxmert": Entry(_lxmert, "question", ("easy_vqa",)),
+}

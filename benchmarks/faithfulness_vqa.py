@@ -1,0 +1,76 @@
+"""The task on easy-VQA: questions about pictures whose relevant region is known, for the models trained here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from benchmarks.trained_models.easy_vqa import GRID_SIZE, load_easy_vqa, shape_mask
+from benchmarks.trained_models.vqa_models import load_lxmert_vqa, load_visualbert_vqa
+from captum_transformer_attr.datasets import Skipped
+from captum_transformer_attr.evaluation import Batch, Measure, Task, spread
+from captum_transformer_attr.evaluation.batch import runner_up
+from captum_transformer_attr.evaluation.images import weight_sum
+from captum_transformer_attr.evaluation.measures import ORDERS, Perturbation, Pointing, entry_scores
+from captum_transformer_attr.metrics import TokenRemoval
+from captum_transformer_attr.recording.outputs import unwrap
+
+
+class VqaTask(Task):
+    """VisualBERT or LXMERT on held-out questions: perturbation of the words and of the image regions (ICCV 2021,
+    section 5: truly removed, [CLS] and [SEP] stay), and the pointing game on the shape's pixels.
+
+    Args:
+        architecture: which of the trained models.
+        count: number of questions, spread over the test split.
+        half: `"even"`, `"odd"` or `"all"` of them.
+    """
+
+    def __init__(self, architecture: Literal["visualbert", "lxmert"], count: int, half: str = "all") -> None:
+        self.trained = load_visualbert_vqa() if architecture == "visualbert" else load_lxmert_vqa()
+        self.data = load_easy_vqa("test")
+        self.regions = "visual_embeds" if architecture == "visualbert" else "visual_feats"
+        name = {"visualbert": "VisualBERT", "lxmert": "LXMERT"}[architecture]
+        indices = spread(len(self.data), count, half)
+        super().__init__(architecture, f"{name} on easy-VQA questions", self.trained.model, self._measures(), indices)
+
+    def _measures(self) -> list[Measure]:
+        words = TokenRemoval("delete", keep=self.trained.tokenizer.all_special_ids)
+        regions = TokenRemoval(
+            "delete",
+            tokens=self.regions,
+            attention_mask="visual_attention_mask",
+            along=("visual_token_type_ids", "visual_pos"),
+        )
+        return [
+            *(Perturbation(regions, order, entry=self.regions, label="image") for order in ORDERS),
+            *(Perturbation(words, order, entry="input_ids", label="question") for order in ORDERS),
+            Pointing("predicted", to_maps=self._region_maps),
+        ]
+
+    def _region_maps(self, attributions: Any) -> Tensor:
+        return entry_scores(attributions, self.regions).unflatten(1, (GRID_SIZE, GRID_SIZE))
+
+    @property
+    def skipped(self) -> list[Skipped]:
+        return []
+
+    def batches(self, batch_size: int) -> Iterator[Batch]:
+        for start in range(0, len(self.indices), batch_size):
+            rows = list(self.indices[start : start + batch_size])
+            images = self.data.images[self.data.image_indices[rows]]
+            inputs = self.trained.inputs(images, [self.data.questions[row] for row in rows])
+            inputs = {name: value.to(self.device) for name, value in inputs.items()}
+            with torch.no_grad():
+                logits = unwrap(self.model(**inputs))
+            predicted = logits.argmax(1)
+            label = torch.from_numpy(self.data.answer_indices[rows]).to(self.device)
+            targets = {"predicted": predicted, "label": label, "other": runner_up(logits, predicted)}
+            masks = {"predicted": torch.stack([torch.from_numpy(shape_mask(image)) for image in images])}
+            yield Batch([f"question {row}" for row in rows], inputs, logits, targets, masks).to(self.device)
+
+    def description(self) -> dict[str, Any]:
+        return {"task": self.name, "indices": self.indices, "weights": weight_sum(self.model)}

@@ -1,0 +1,54 @@
+"""A smoke run of the faithfulness benchmark: every task whose data are there, two examples, three methods."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import typer
+
+from benchmarks import faithfulness
+from benchmarks.faithfulness_tasks import TASKS
+
+DATA = Path(os.environ.get("CTA_DATA") or "../shared/data")
+
+
+def missing(name: str) -> str:
+    """Why a task cannot be run here, empty if it can."""
+    folders = [folder for folder in TASKS[name].needs if not (DATA / folder).is_dir()]
+    return f"{DATA / folders[0]} is not there (set CTA_DATA)" if folders else ""
+
+
+LONG = ("vit-imagenet", "vit-imagenet-captum")  # fifty forwards at 224 x 224 per example and method
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in LONG else n for n in TASKS])
+def test_smoke(name: str, tmp_path: Path) -> None:
+    if missing(name):
+        pytest.skip(missing(name))
+    faithfulness.main([name], output=tmp_path, smoke=True)
+    if name == "lxmert" and not (tmp_path / "faithfulness-lxmert.json").exists():
+        pytest.skip("LXMERT is not trained here")
+    (task,) = json.loads((tmp_path / f"faithfulness-{name}.json").read_text())["tasks"]
+    assert list(task["methods"]) == list(faithfulness.SMOKE_METHODS)
+    for method, entry in task["methods"].items():
+        assert "error" not in entry, (method, entry)
+        assert entry["examples"] == 2
+        assert any(metric["value"] is not None for metric in entry["metrics"].values())
+    assert "| TransformerRelevance |" in (tmp_path / f"faithfulness-{name}.md").read_text()
+
+
+def test_bad_arguments_are_refused() -> None:
+    with pytest.raises(typer.BadParameter, match="no task vit"):
+        faithfulness.main(["vit"])
+    with pytest.raises(typer.BadParameter, match="--half"):
+        faithfulness.main(half="third")
+
+
+def test_missing_data_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setenv("CTA_DATA", str(tmp_path / "nowhere"))
+    faithfulness.main(["swin"], output=tmp_path)
+    assert "swin: skipped" in " ".join(capsys.readouterr().err.split())
+    assert list(tmp_path.iterdir()) == []
