@@ -1,0 +1,151 @@
+"""One architecture, one attribution class: attributed or refused, and the numbers that tell whether the result can be trusted."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import captum_transformer_attr
+from captum_transformer_attr.errors import TransformerAttributionError
+from captum_transformer_attr.flow.maps import Maps
+from captum_transformer_attr.methods.base import target_of
+from captum_transformer_attr.recording.inputs import parse
+from captum_transformer_attr.recording.outputs import unwrap
+from captum_transformer_attr.recording.session import recorded
+
+DELTA, BATCH, FORWARD = 1e-6, 1e-8, 1e-10
+
+
+@dataclass
+class Row:
+    """Result of one architecture under one class.
+
+    outcome: ``attributed``; ``refused`` (an error of this package, whose message is the reason); ``wrong`` (a number above its bound);
+    ``failed`` (any other exception). delta: largest convergence delta. batch: largest difference between an example in the batch and alone,
+    relative to its largest score. forward: largest difference of the recorded output, relative. seconds: one ``attribute`` of the batch.
+    """
+
+    name: str
+    family: str
+    method: str
+    outcome: str = "attributed"
+    reason: str = ""
+    delta: float = 0.0
+    batch: float = 0.0
+    forward: float = 0.0
+    readout: str = ""
+    attentions: int = 0
+    grid: str = ""
+    seconds: float = 0.0
+    engine: str = ""
+    details: dict[str, str] = field(default_factory=dict)
+
+
+def check(case: Any, method: str, engine: str = "") -> Row:
+    """Run one case; never raises for what the model or the engine does."""
+    name, family, build, make_inputs, target, *rest = case
+    row = Row(name, family, method, engine=engine, details=dict(rest[0]) if rest else {})
+    try:
+        model, inputs = build(), make_inputs()
+        row.details.setdefault("parameters", f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}")
+        row.details.setdefault("input", described(inputs))
+        measure(row, getattr(captum_transformer_attr, method)(model), model, inputs, target)
+    except TransformerAttributionError as error:
+        row.outcome, row.reason = "refused", str(error)
+    except Exception as error:  # noqa: BLE001  whatever goes wrong belongs in the table
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        row.outcome, row.reason = "failed", f"{type(error).__name__}: {str(error)[:300]} ({frame.filename.rpartition('/')[2]}:{frame.lineno})"
+    return row
+
+
+def measure(row: Row, explainer: Any, model: Any, inputs: Any, target: Any) -> None:
+    """Fill in the numbers."""
+    given = parse(inputs)
+    start = time.perf_counter()
+    scores, delta = explainer.attribute(inputs, target, return_convergence_delta=True)
+    row.seconds = round(time.perf_counter() - start, 2)
+    row.delta = float(delta.abs().max())
+    differences = []
+    for i in range(given.batch):
+        example = given.example(i)
+        alone = explainer.attribute(packed(example), target_of(target, i, given.batch))
+        differences += [relative(a[i : i + 1], b) for a, b in zip(flat(scores), flat(alone), strict=True)]
+    row.batch = max(differences)
+    if hasattr(explainer, "attribute_tokens"):
+        tokens = explainer.attribute_tokens(packed(given.example(0)), target_of(target, 0, given.batch))
+        row.grid = ", ".join("×".join(map(str, t.shape[1:])) for t in flat(tokens))
+    inspect(row, model, inputs, target)
+    verdict(row, flat(scores))
+
+
+def inspect(row: Row, model: Any, inputs: Any, target: Any) -> None:
+    """Forward difference, attention calls, and the rows of the last attention that the output reads."""
+    with recorded(model, parse(inputs), verify=False) as recording:
+        with torch.no_grad():
+            args, kwargs = parse(inputs).arguments(parse(inputs).values)
+            row.forward = relative(recording.output.detach(), unwrap(model(*args, **kwargs)))
+        recording.select(target)
+        row.attentions = len(recording.attentions)
+        if recording.attentions:
+            last = recording.attentions[-1]
+            maps = Maps(recording, [last])
+            maps.collect_gradients()
+            row.readout = readout(maps.gradients[last])
+
+
+def readout(gradient: Tensor) -> str:
+    """Which query rows a gradient ``(..., queries, channels)`` reaches."""
+    reached = (gradient.abs().amax(-1) > 0).flatten(0, -2).any(0)
+    rows = reached.nonzero().flatten().tolist()
+    if len(rows) == len(reached):
+        return "the one row" if len(rows) == 1 else f"all {len(rows)} rows"
+    if len(rows) <= 3:
+        return f"row {', '.join(map(str, rows))} of {len(reached)}"
+    return f"{len(rows)} of {len(reached)} rows ({rows[0]}–{rows[-1]})"
+
+
+def verdict(row: Row, scores: list[Tensor]) -> None:
+    """Outcome from the numbers."""
+    wrong = []
+    if not all(bool(s.isfinite().all()) for s in scores):
+        wrong.append("scores are not finite")
+    elif not all(bool((s.flatten(1).abs().amax(1) > 0).all()) for s in scores):
+        wrong.append("an example has no score at all")
+    for name, value, bound in (("delta", row.delta, DELTA), ("batch difference", row.batch, BATCH), ("forward difference", row.forward, FORWARD)):
+        if not value <= bound:
+            wrong.append(f"{name} {value:.1e}")
+    if wrong:
+        row.outcome, row.reason = "wrong", "; ".join(wrong)
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    """Largest difference relative to the largest value of ``b``."""
+    return float((a - b).abs().max() / b.abs().max().clamp(min=1e-30))
+
+
+def packed(example: Any) -> Any:
+    """An example in the container its batch came in."""
+    if example.kind == "mapping":
+        return example.values
+    values = tuple(example.values.values())
+    return values[0] if example.kind == "tensor" else values
+
+
+def flat(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    return list(value.values() if isinstance(value, Mapping) else value)
+
+
+def described(inputs: Any) -> str:
+    """Shapes of the inputs without the batch."""
+    if isinstance(inputs, Tensor):
+        return "×".join(map(str, inputs.shape[1:]))
+    items = inputs.items() if isinstance(inputs, Mapping) else enumerate(inputs)
+    return ", ".join(f"{name} {'×'.join(map(str, t.shape[1:]))}" for name, t in items if isinstance(t, Tensor))

@@ -1,0 +1,217 @@
+"""timm's architectures: what ``coverage.py`` runs of ``timm.list_models()``.
+
+Every model is first built without memory (meta device) at its published size: that tells its parameters, whether it computes a softmax at all, and
+which operations it is made of. All architectures with softmax attention over tokens and up to 100 million parameters are run. A larger one is
+stood for by the smallest one of the same file whose modules and operations are the same set (it differs in width, depth or input size only); where
+there is no such one up to 100 million, the smallest larger one runs with two blocks.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.models import _registry as registry
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+LIMIT = 100.0  # million parameters
+CLASSES = 10
+SIZES = (64, 56, 80, 96, 112, 128, 160, 192, 224, 240, 256, 288, 320, 384, 448, 512)
+
+# Softmax that mixes no tokens, or mixes them without a map of queries and keys.
+NOT_ATTENTION: tuple[tuple[str, str], ...] = (
+    ("resnest", "convolutions; softmax over the splits of a channel"),
+    ("sknet", "convolutions; softmax over two kernels"),
+    ("efficientvim", "state-space mixer"),
+    ("mobilevitv2", "separable linear attention: one softmax pooling, no queries times keys"),
+    ("gcresne", "convolutions; global-context gates"),
+    ("gc_efficientnet", "convolutions; global-context gates"),
+    ("gcresnext", "convolutions; global-context gates"),
+    ("lambda_", "lambda layers: softmax over keys only, no queries times keys"),
+    ("edgenext", "cross-covariance attention: softmax over channels, tokens mixed by convolutions"),
+)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a model without memory tells: ``parameters`` in millions, ``softmax`` calls, ``structure``: digest of its modules and operations."""
+
+    name: str
+    family: str
+    parameters: float
+    softmax: int
+    structure: str
+
+
+class Spy(TorchFunctionMode):
+    """Collects which operations run, and how many of them are softmax attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.softmax = 0
+        self.operations: set[str] = set()
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(function, "__name__", str(function))
+        self.softmax += name in ("softmax", "scaled_dot_product_attention")
+        self.operations.add(name)
+        return function(*args, **(kwargs or {}))
+
+
+def facts_of(name: str) -> Facts:
+    """Build and run a model on the meta device at its published input size."""
+    with torch.device("meta"), torch.no_grad():
+        model = timm.create_model(name, num_classes=CLASSES).eval()
+        with Spy() as spy:
+            model(torch.zeros(1, *model.pretrained_cfg.get("input_size", (3, 224, 224))))
+    parts = sorted(spy.operations | {kind(m) for m in model.modules()})
+    parameters = sum(p.numel() for p in model.parameters()) / 1e6
+    return Facts(name, registry._model_to_module[name], parameters, spy.softmax, hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12])
+
+
+def kind(module: nn.Module) -> str:
+    """A module's class with what is not its width."""
+    if isinstance(module, nn.Conv2d):
+        patches = module.stride == module.kernel_size and module.stride[0] > 4
+        return f"Conv2d {'patches' if patches else (module.kernel_size, module.stride)} {module.groups > 1} {module.bias is None}"
+    return f"{type(module).__name__} {getattr(module, 'bias', 1) is None}"
+
+
+@functools.cache
+def all_facts() -> dict[str, Facts]:
+    """Facts of every listed model, kept beside the results of ``coverage.py``."""
+    file = Path.home() / ".cache" / "captum_transformer_attr" / f"timm-{timm.__version__}.jsonl"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    known = {f.name: f for f in (Facts(**json.loads(line)) for line in file.read_text().splitlines())} if file.exists() else {}
+    with file.open("a") as out, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name in timm.list_models():
+            if name not in known:
+                known[name] = facts_of(name)
+                out.write(json.dumps(asdict(known[name])) + "\n")
+                out.flush()
+    return known
+
+
+def out_of_scope(facts: Facts) -> str:
+    """Why an architecture does not count as softmax attention over tokens; empty if it does."""
+    if not facts.softmax:
+        return "no softmax in the model"
+    return next((reason for prefix, reason in NOT_ATTENTION if facts.name.startswith(prefix) or facts.family == prefix), "")
+
+
+# ---------------------------------------------------------------------- building
+@functools.cache
+def smallest(name: str, depth: int | None = None) -> tuple[dict[str, Any], tuple[int, ...]]:
+    """Constructor arguments and input shape of the smallest image the model accepts."""
+    extra = {} if depth is None else {"depth": depth}
+    config = timm.get_pretrained_cfg(name)
+    channels, published = (config.input_size[0], config.input_size[-1]) if config else (3, 224)
+    patch = patch_size(name)
+    sizes = [patch * 4] if patch and patch * 4 >= 56 else []
+    for size in [*sizes, *(s for s in SIZES if s < published), published]:
+        if patch and size % patch:
+            continue
+        for arguments in ({"img_size": size, **extra}, extra) if size != published else (extra,):
+            if accepts(name, arguments, (channels, size, size)):
+                return arguments, (channels, size, size)
+    raise ValueError(f"{name}: no input size works")
+
+
+def patch_size(name: str) -> int:
+    """The patch size of a plain vision transformer, 0 where there is none."""
+    with torch.device("meta"):
+        embedding = getattr(timm.create_model(name), "patch_embed", None)
+    size = getattr(embedding, "patch_size", 0)
+    size = size[0] if isinstance(size, (tuple, list)) else size
+    return int(size) if size > 4 else 0
+
+
+def accepts(name: str, arguments: dict[str, Any], shape: tuple[int, ...]) -> bool:
+    try:
+        with torch.device("meta"), torch.no_grad():
+            model = timm.create_model(name, num_classes=CLASSES, **arguments).eval()
+            return bool(model(torch.zeros(1, *shape)).shape[-1] == CLASSES)
+    except Exception:  # noqa: BLE001  any failure means that this size is not accepted
+        return False
+
+
+def redrawn(model: nn.Module, seed: int = 0) -> nn.Module:
+    """The model in float64 and evaluation mode, all weights away from initial values that would hide mistakes.
+
+    Weights of linear maps and convolutions by their fan-in (timm's std of 0.02 makes branches vanish beside the trunk), LayerScale and gains
+    around 1, everything that starts at a constant or near zero drawn anew, batch-norm statistics off 0 and 1.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def noise(t: Tensor) -> Tensor:
+        return torch.randn(t.shape, generator=generator, dtype=torch.float64)
+
+    model = model.double().eval()
+    maps = {id(p) for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv1d, nn.Conv2d)) for p in [m.weight]}
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if id(p) in maps or (p.ndim >= 2 and name.endswith("proj_weight")):
+                p.copy_(noise(p) / p[0].numel() ** 0.5)
+            elif sum(size > 1 for size in p.shape) <= 1 and not name.endswith(("token", "pos_embed")):
+                centre = p.mean() if p.numel() else p
+                gain = name.endswith(("weight", "gamma", "gamma_1", "gamma_2", "gamma1", "gamma2", "gamma3", "scale"))
+                p.copy_((1 if gain and abs(centre) < 1e-2 else centre) + 0.2 * noise(p))
+            else:
+                p.copy_(0.3 * noise(p))
+        for m in model.modules():
+            if isinstance(m, nn.BatchNorm2d | nn.BatchNorm1d) and m.running_mean is not None and m.running_var is not None:
+                m.running_mean.copy_(0.2 * noise(m.running_mean))
+                m.running_var.copy_(0.7 + 0.3 * noise(m.running_var).square())
+    return model
+
+
+def build(name: str, depth: int | None = None) -> nn.Module:
+    """The model with its smallest input size, float64, redrawn."""
+    torch.manual_seed(0)
+    return redrawn(timm.create_model(name, num_classes=CLASSES, **smallest(name, depth)[0]))
+
+
+def images(name: str, depth: int | None = None) -> Tensor:
+    """Two different images of the smallest accepted size."""
+    shape = smallest(name, depth)[1]
+    return torch.randn(2, *shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+# ---------------------------------------------------------------------- the source
+def cases() -> Iterator[tuple[str, str, Callable[[], nn.Module], Callable[[], Tensor], Any, dict[str, str]]]:
+    """Architectures to run, the representatives of every kind first."""
+    groups: dict[tuple[str, str], list[Facts]] = {}
+    for facts in sorted(all_facts().values(), key=lambda f: f.parameters):
+        if facts.softmax:
+            groups.setdefault((facts.family, facts.structure), []).append(facts)
+    first, rest = [], []
+    for members in groups.values():
+        small = [f for f in members if f.parameters <= LIMIT]
+        for position, facts in enumerate(small or members[:1]):
+            details = {"scope": out_of_scope(facts)}
+            if position == 0:
+                details["for"] = ", ".join(f.name for f in members[len(small) or 1 :])
+            depth = None if small else 2
+            if depth:
+                details["depth"] = f"{depth} blocks"
+            build_it, images_of = functools.partial(build, facts.name, depth), functools.partial(images, facts.name, depth)
+            (first if position == 0 else rest).append((facts.name, facts.family, build_it, images_of, [3, 7], details))
+    yield from first
+    yield from rest
+
+
+def outside() -> Iterator[tuple[str, str, str]]:
+    """Architectures without any softmax."""
+    for facts in all_facts().values():
+        if not facts.softmax:
+            yield facts.name, facts.family, out_of_scope(facts)
