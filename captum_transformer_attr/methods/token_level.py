@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -144,6 +144,16 @@ class TokenAttribution(TransformerAttribution):
         leaves = [recording.inputs.leaves[n] for n in names]
         watched = {node for n in names for node in candidates(recording, n)}
 
+        passed, trunk = self.roll_out(recording, maps, leaves, watched)
+        (arrived, seen), (at_trunk, trunk_seen) = (passed.arrived, passed.seen), (trunk.arrived, trunk.seen)
+        tokens = {
+            name: token_scores(recording, name, leaves[i], arrived[i], seen, trunk_seen, at_trunk[i]) for i, name in enumerate(names)
+        }
+        return Scored(tokens, lost)
+
+    def roll_out(self, recording: Recording, maps: Maps, leaves: list[Tensor], watched: Collection[Node]) -> tuple[Passed, Passed]:
+        """What the attention weights bring to the inputs, and the share of it that is only the identity of the read-out rows."""
+
         def flow(active: list[Attention], trunk_only: bool, doubled: dict[Sum, Tensor]) -> tuple[Passed, dict[Sum, Tensor]]:
             weights = functools.partial(self.weights, maps)
             signal = Flow(weights, active, terminal_sums(recording), trunk_only, self.normalize, doubled)
@@ -159,11 +169,7 @@ class TokenAttribution(TransformerAttribution):
             else:
                 passed = passed.plus(through).plus(alone, -1)
         assert passed is not None and trunk is not None
-        (arrived, seen), (at_trunk, trunk_seen) = (passed.arrived, passed.seen), (trunk.arrived, trunk.seen)
-        tokens = {
-            name: token_scores(recording, name, leaves[i], arrived[i], seen, trunk_seen, at_trunk[i]) for i, name in enumerate(names)
-        }
-        return Scored(tokens, lost)
+        return passed, trunk
 
     def active_sets(self, recording: Recording) -> list[list[Attention]]:
         """Sets of attention calls whose weights work together; calls outside a set count as identity, the scores of several sets are added."""
