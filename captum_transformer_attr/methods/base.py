@@ -63,8 +63,12 @@ class TransformerAttribution(GradientAttribution):  # type: ignore[misc]
         verify = signature not in self._verified
         with recorded(self.forward_func, inputs, self.output, verify) as recording:
             self._verified.add(signature)
-            recording.select(target)
+            self.choose(recording, target)
             return compute(recording)
+
+    def choose(self, recording: Recording, target: Any) -> None:
+        """Select what is explained."""
+        recording.select(target)
 
 
 def target_of(target: Any, i: int, batch: int) -> Any:

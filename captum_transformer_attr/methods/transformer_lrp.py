@@ -100,7 +100,7 @@ class TransformerLRP(TransformerAttribution):
         check_interpolation(interpolate)
         given = parsed(inputs, additional_forward_args)
         explained = self.explain(given, target, lambda recording: self.compute(recording, return_convergence_delta), join_explained)
-        result = given.pack({name: finished(r) for name, r in explained.relevance.items()})
+        result = given.pack({name: finished(r, given.values[name]) for name, r in explained.relevance.items()})
         return (result, explained.delta) if return_convergence_delta else result
 
     def attribute_tokens(self, inputs: Any, target: Any = None, additional_forward_args: Any = None) -> Any:
@@ -114,7 +114,7 @@ class TransformerLRP(TransformerAttribution):
         """
         given = parsed(inputs, additional_forward_args)
         explained = self.explain(given, target, lambda recording: self.compute(recording, False), join_explained)
-        return given.pack({name: finished(t.scores) for name, t in explained.tokens.items()})
+        return given.pack({name: finished(t.scores, given.values[name]) for name, t in explained.tokens.items()})
 
     def parameter_relevance(self, inputs: Any, target: Any = None, additional_forward_args: Any = None) -> dict[str, Tensor]:
         """What did not reach the inputs: relevance of biases, norm shifts, positional embeddings and class tokens.
