@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from captum._utils.common import _select_targets
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 
 import captum_transformer_attr.ops  # noqa: F401  registers the operations
 from captum_transformer_attr.errors import TargetError, UnsupportedModelError
@@ -19,7 +20,7 @@ from captum_transformer_attr.recording.modules import as_evaluated, modules_of, 
 from captum_transformer_attr.recording.node import Node
 from captum_transformer_attr.recording.outputs import OutputChoice, unwrap
 from captum_transformer_attr.recording.precision import is_half
-from captum_transformer_attr.recording.recorder import Recorder
+from captum_transformer_attr.recording.recorder import HANDLE, Recorder
 from captum_transformer_attr.recording.tags import Tag, tag_of
 from captum_transformer_attr.rules.table import Signal
 
@@ -59,14 +60,18 @@ class Recording:
 
     def send(self, signal: Signal, wrt: Sequence[Tensor], start: Tensor | None = None, source: Tensor | None = None) -> list[Tensor]:
         """Send a signal from the selected outputs, or from ``source``, back to ``wrt``; what nothing reached is zero."""
-        self.recorder.signal = signal
         source = self.selected if source is None else source
+        start = torch.ones_like(source) if start is None else start
+        grads = self.relay(signal, [source], [start], wrt)
+        return [torch.zeros_like(t) if g is None else g for g, t in zip(grads, wrt, strict=True)]
+
+    def relay(self, signal: Signal, outputs: Sequence[Any], starts: Sequence[Tensor], wrt: Sequence[Any]) -> tuple[Tensor | None, ...]:
+        """Send a signal from anywhere in the graph (tensors or ``GradientEdge``); None where nothing arrived."""
+        self.recorder.signal = signal
         try:
-            start = torch.ones_like(source) if start is None else start
-            grads = torch.autograd.grad(source, wrt, start, retain_graph=True, allow_unused=True)
+            return torch.autograd.grad(outputs, wrt, starts, retain_graph=True, allow_unused=True)
         finally:
             self.recorder.signal = None
-        return [torch.zeros_like(t) if g is None else g for g, t in zip(grads, wrt, strict=True)]
 
     def tag(self, tensor: Tensor) -> Tag:
         """Provenance of a recorded tensor."""
@@ -124,6 +129,7 @@ def recorded(function: Any, inputs: Inputs, output: OutputChoice = None, verify:
         with torch.inference_mode(False), torch.enable_grad(), as_evaluated(function):
             state = torch.random.get_rng_state()
             values = attach(inputs, recorder.handle_dtype, recorder.promote)
+            recorder.edges = {i: get_gradient_edge(getattr(values[n], HANDLE, values[n])) for i, n in enumerate(inputs.explained)}
             with watched(function, recorder), recorder:
                 args, kwargs = inputs.arguments(values)
                 result = unwrap(function(*args, **kwargs), output)

@@ -1,0 +1,271 @@
+"""Token streams: which attention reads which tokens, in which order, found in the recorded graph.
+
+A stream is a set of tokens from its birth (an embedding, a patch embedding, a concatenation, learned queries) through every residual sum that an
+attention was added to. An attention whose queries and keys belong to one stream is self-attention, otherwise it is a cross-attention: the stream of
+its queries asks the stream of its keys. States are moments of a stream, so the two directions of a co-attention layer, which both read what was
+there before the layer, need no special treatment.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from captum_transformer_attr.errors import InputError
+from captum_transformer_attr.flow.lineage import (
+    CONSTANT,
+    Function,
+    Line,
+    Lineage,
+    node_of,
+    operands,
+    query_of,
+    value_of,
+)
+from captum_transformer_attr.ops.attention import Attention
+from captum_transformer_attr.ops.residual import ConstantSum, Sum
+from captum_transformer_attr.recording import layout as lay
+from captum_transformer_attr.recording.session import Recording
+
+StartLayer = int | dict[str, int]
+SELF, CROSS, LOCAL = "self", "cross", "local"
+
+
+@dataclass(eq=False)
+class Stream:
+    """A set of tokens. ``birth``: the autograd node that made them, None for learned queries. ``inputs``: the explained inputs they come from."""
+
+    birth: Function | None
+    inputs: tuple[str, ...]
+    name: str = ""
+    tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class State:
+    """A stream after one of its updates; ``update`` is None at its birth."""
+
+    stream: Stream
+    update: Function | None = None
+
+
+@dataclass(eq=False)
+class Call:
+    """One attention call.
+
+    kind: ``"self"``, ``"cross"``, or ``"local"`` for attention inside windows or over keys that were made from the queries' own tokens (reduced,
+    joined with others): its relevance only the row-vector flow can follow. update: the state it leads to. query, key: the states it read.
+    trunk: the state it was added to.
+    """
+
+    attention: Attention
+    kind: str
+    update: State
+    trunk: State | None
+    query: State
+    key: State
+
+
+@dataclass
+class Streams:
+    """All attention calls on the way to the output in execution order. towers: the same calls by who makes them, the unit of ``start_layer``."""
+
+    calls: list[Call] = field(default_factory=list)
+    towers: list[list[Call]] = field(default_factory=list)
+
+    @property
+    def crossing(self) -> list[Call]:
+        """The calls whose relevance needs relation matrices: those of streams that ask or are asked across."""
+        involved = {stream for call in self.calls if call.kind == CROSS for stream in (call.update.stream, call.key.stream)}
+        return [call for call in self.calls if call.kind != LOCAL and call.update.stream in involved]
+
+    def active(self, start_layer: StartLayer) -> list[Attention]:
+        """The attention calls from ``start_layer`` on, counted per tower; the others count as identity.
+
+        Raises:
+            InputError: if a tower has not as many, or a name in ``start_layer`` is none of the streams.
+        """
+        names = [{n for call in tower for n in (call.update.stream.name, *call.update.stream.inputs)} for tower in self.towers]
+        if isinstance(start_layer, dict):
+            known = set().union(*names)
+            if set(start_layer) - known:
+                raise InputError(f"start_layer: no stream '{min(set(start_layer) - known)}'; the streams are {', '.join(sorted(known))}")
+        chosen: set[Call] = set()
+        for tower, found in zip(self.towers, names, strict=True):
+            start = start_layer if isinstance(start_layer, int) else next((s for n, s in start_layer.items() if n in found), 0)
+            if not -len(tower) <= start < len(tower):
+                who = f"the stream '{tower[-1].update.stream.name}'" if len(self.towers) > 1 else "the model"
+                raise InputError(f"start_layer={start}: {who} has {len(tower)} attention calls on the way to this output")
+            chosen.update(tower[start:])
+        return [call.attention for call in self.calls if call in chosen]
+
+
+def find_streams(recording: Recording) -> Streams:
+    """Streams and attention calls of a recording whose target was selected."""
+    return Finder(recording).find()
+
+
+class Finder:
+    """Follows the updates in execution order and decides of every attention call what it is."""
+
+    def __init__(self, recording: Recording) -> None:
+        self.recording = recording
+        self.lineage = Lineage(recording.selected)
+        self.states: dict[Function, State] = {}  # by update
+        self.born: dict[Function, Stream] = {}
+        self.made_from: list[tuple[Stream, Stream]] = []
+        self.calls: list[Call] = []
+
+    def find(self) -> Streams:
+        updates = [fn for fn, line in self.lineage.lines.items() if line.updated and line.end is fn]
+        for end in sorted(updates, key=outermost):
+            self.follow(end)
+        self.calls.sort(key=lambda call: call.attention.index)
+        self.give_names()
+        return Streams(self.calls, self.towers())
+
+    # ------------------------------------------------------------------ updates
+    def follow(self, end: Function) -> None:
+        """Decide for every attention of one update what it is, and which stream the update continues."""
+        if end in self.states:
+            return
+        node = node_of(end)
+        trunk: State | None = None
+        if isinstance(node, Sum) and node.trunk is not None:
+            trunk = self.state(self.lineage.line(operands(end)[node.trunk]))
+        elif isinstance(node, ConstantSum):
+            trunk = State(self.constant(end))
+        members, complete = self.joined(end)
+        calls = [fn for fn in members if isinstance(node_of(fn), Attention)]
+        read = [self.read(fn, end, trunk) for fn in calls]
+        queries = {query.stream for _, query, _ in read}
+        asks = trunk.stream if trunk is not None else queries.pop() if len(queries) == 1 else None
+        # Without a trunk nothing of the tokens themselves goes on, which no rule of the paper covers, except for learned queries.
+        whole = complete and asks is not None and (trunk is not None or asks.birth is None) and all(kind != LOCAL for kind, _, _ in read)
+        stream = asks if whole and asks is not None else Stream(end, self.inputs(end))
+        self.states.update(dict.fromkeys((end, *members), State(stream, end)))
+        for fn, (kind, query, key) in zip(calls, read, strict=True):
+            attention = node_of(fn)
+            assert isinstance(attention, Attention)
+            before = trunk if trunk is not None else query
+            self.calls.append(Call(attention, kind if whole else LOCAL, self.states[end], before if whole else None, query, key))
+            if whole:
+                stream.tokens, key.stream.tokens = attention.map_shape[-2:]
+            else:
+                self.made_from += [(stream, s.stream) for s in (query, key) if kind != CROSS or s is query]
+        if not whole and trunk is not None:
+            self.made_from.append((stream, trunk.stream))
+
+    def joined(self, end: Function) -> tuple[list[Function], bool]:
+        """The attention calls (and sums of them) that an update adds to its trunk, and whether it adds nothing else, such as a later moment of the stream."""
+        node = node_of(end)
+        if isinstance(node, Attention):
+            return [end], True
+        live = operands(end)
+        branches = [f for i, f in enumerate(live) if i != node.trunk and node.attends[i]] if isinstance(node, Sum) else live
+        found: list[Function] = []
+        complete = True
+        for line in map(self.lineage.line, branches):
+            inner = node_of(line.end) if line.updated else None
+            if isinstance(inner, Attention) or (isinstance(inner, Sum) and inner.trunk is None):
+                more, whole = self.joined(line.end)
+                found, complete = [*found, line.end, *more], complete and whole
+            else:
+                complete = False
+        return sorted(set(found), key=lambda fn: node_of(fn).index), complete  # type: ignore[union-attr]
+
+    def read(self, fn: Function, end: Function, trunk: State | None) -> tuple[str, State, State]:
+        """Kind of an attention call, and the states of its queries and keys."""
+        attention = node_of(fn)
+        assert isinstance(attention, Attention)
+        asked, seen = self.line_of(query_of(fn)), self.line_of(value_of(fn))
+        query = self.state(asked) if asked.end is not None else trunk or State(self.constant(end))
+        own = trunk or query
+        if query.stream is not own.stream:
+            query = own
+        rows, columns = attention.map_shape[-2:]
+        if seen.end is not None:
+            key = self.state(seen)
+        else:  # learned queries among themselves, before they have read anything
+            key = own if rows == columns else State(self.constant(fn))
+        same = key.stream is own.stream
+        fits = global_map(attention, self.recording.inputs.batch) and (not same or rows == columns)
+        fits = fits and own.stream.tokens in (None, rows) and key.stream.tokens in (None, columns)
+        related = bool(seen.roots & (asked.roots | self.roots(trunk)))
+        return (LOCAL if not fits or (related and not same) else SELF if same else CROSS), query, key
+
+    def line_of(self, fn: Function | None) -> Line:
+        return CONSTANT if fn is None else self.lineage.line(fn)
+
+    def roots(self, state: State | None) -> frozenset[Function]:
+        """What the tokens of a state were computed from without attention."""
+        end = None if state is None else state.update or state.stream.birth
+        return frozenset() if end is None else self.lineage.line(end).roots
+
+    # ------------------------------------------------------------------ streams
+    def state(self, line: Line) -> State:
+        """The moment of a stream that a line ends at."""
+        if line.updated:
+            self.follow(line.end)
+            return self.states[line.end]
+        assert line.end is not None
+        if line.end not in self.born:
+            stream = self.born[line.end] = Stream(line.end, self.inputs(line.end))
+            for root in line.roots:
+                below = self.lineage.line(root)
+                if below.updated:
+                    self.made_from.append((stream, self.state(below).stream))
+        return State(self.born[line.end])
+
+    def constant(self, end: Function) -> Stream:
+        """Learned queries that become a stream at ``end``."""
+        return self.born.setdefault((end, "constant"), Stream(None, ()))
+
+    def inputs(self, fn: Function) -> tuple[str, ...]:
+        leaves = self.lineage.leaves[fn]
+        return tuple(name for name, leaf in self.recording.inputs.leaves.items() if any(leaf is found for found in leaves))
+
+    def towers(self) -> list[list[Call]]:
+        """Calls grouped by the stream that asks; streams made from one another without a cross-attention are one tower."""
+        parent: dict[Stream, Stream] = {}
+
+        def top(stream: Stream) -> Stream:
+            while stream in parent:
+                stream = parent[stream]
+            return stream
+
+        for a, b in self.made_from:
+            if top(a) is not top(b):
+                parent[top(a)] = top(b)
+        groups: dict[Stream, list[Call]] = {}
+        for call in self.calls:
+            groups.setdefault(top(call.update.stream), []).append(call)
+        return list(groups.values())
+
+    def give_names(self) -> None:
+        """A stream is called after the inputs it comes from, ``queries`` if learned; numbered where several would be called the same."""
+        taken: dict[str, int] = {}
+        for call in self.calls:
+            for stream in (call.key.stream, call.update.stream):
+                if not stream.name:
+                    base = "+".join(stream.inputs) if stream.birth is not None and stream.inputs else "queries"
+                    taken[base] = taken.get(base, 0) + 1
+                    stream.name = base if taken[base] == 1 else f"{base} {taken[base]}"
+
+
+def outermost(end: Function) -> tuple[int, int]:
+    """Order in which updates are followed: residual sums, then sums of attentions, then attentions whose output nothing was added to."""
+    node = node_of(end)
+    assert node is not None
+    rank = 2 if isinstance(node, Attention) else 1 if isinstance(node, Sum) and node.trunk is None else 0
+    return rank, node.index
+
+
+def global_map(attention: Attention, batch: int) -> bool:
+    """Whether a map holds one matrix per example and head, over all tokens: ``(B, H, N, N')`` or ``(B · H, N, N')``; windows do not."""
+    lead = attention.map_shape[:-2]
+    if math.prod(lead) % batch:
+        return False
+    if any("." in label for labels in lay.labels(attention.layout)[: len(lead)] for label in labels):
+        return False  # token axes among the leading ones
+    return len(lead) < 2 or (lead[0] == batch and math.prod(lead[1:-1]) == 1)
