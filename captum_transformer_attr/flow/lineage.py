@@ -138,7 +138,9 @@ def value_of(fn: Function) -> Function | None:
     node = node_of(fn)
     if isinstance(node, FusedAttention) and not node.live[2]:
         return None
-    return operands(fn)[-1]
+    found = operands(fn)[-1]
+    # Inputs are read through a view, so a bare leaf stands for constant values.
+    return None if hasattr(found, "variable") else found
 
 
 def query_of(fn: Function) -> Function | None:
@@ -147,6 +149,8 @@ def query_of(fn: Function) -> Function | None:
     live = operands(fn)
     if isinstance(node, FusedAttention):
         return live[0] if node.live[0] else None
+    if len(live) < 2:
+        return None
     # A written-out map: softmax of (scaled, masked) queries times keys.
     stack = [live[0]]
     while stack:

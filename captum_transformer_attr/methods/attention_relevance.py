@@ -13,11 +13,17 @@ from captum_transformer_attr.flow.crossing import StoppedFlow, below
 from captum_transformer_attr.flow.maps import Maps
 from captum_transformer_attr.flow.streams import StartLayer, Streams, find_streams
 from captum_transformer_attr.flow.token_flow import Flow
+from captum_transformer_attr.methods.base import Result
 from captum_transformer_attr.methods.token_level import Passed, TokenAttribution, terminal_sums
 from captum_transformer_attr.ops.attention import Attention
+from captum_transformer_attr.recording.inputs import Inputs
 from captum_transformer_attr.recording.node import Node
 from captum_transformer_attr.recording.outputs import OutputChoice
 from captum_transformer_attr.recording.session import Recording
+
+
+class ConstantAttentionMet(Exception):
+    """The relations among learned queries count too: record again. Never leaves the package."""
 
 
 class AttentionRelevance(TokenAttribution):
@@ -54,6 +60,13 @@ class AttentionRelevance(TokenAttribution):
         self.first_calls, self.rules = start_layer, Rules(normalize, self_terms)
         self.needs_relevance = use_relevance
 
+    def once(self, inputs: Inputs, target: Any, compute: Callable[[Recording], Result]) -> Result:
+        try:
+            return super().once(inputs, target, compute)
+        except ConstantAttentionMet:
+            self._constants = True
+            return super().once(inputs, target, compute)
+
     def weights(self, maps: Maps, node: Attention, rows: slice) -> Tensor:
         gradient = maps.gradient(node, rows)
         return (gradient * (maps.relevance(node, rows) if self.needs_relevance else node.probabilities(rows))).clamp_(min=0)
@@ -71,6 +84,8 @@ class AttentionRelevance(TokenAttribution):
         self, streams: Streams, recording: Recording, maps: Maps, leaves: list[Tensor], watched: Collection[Node]
     ) -> tuple[Passed, Passed]:
         """The row-vector flow from the output to the calls that need matrices, their relations, and on from where the streams were born."""
+        if recording.recorder.constant_attentions and not recording.recorder.constants:
+            raise ConstantAttentionMet
         weights = functools.partial(self.weights, maps)
         crossing = streams.crossing
         active = streams.active(self.first_calls)

@@ -31,6 +31,7 @@ class TransformerAttribution(GradientAttribution):  # type: ignore[misc]
         GradientAttribution.__init__(self, model)
         self.output = output
         self._verified: set[Any] = set()
+        self._constants = False  # whether attention among learned queries matters
 
     @property
     def multiplies_by_inputs(self) -> bool:
@@ -61,7 +62,7 @@ class TransformerAttribution(GradientAttribution):  # type: ignore[misc]
         signature = tuple((n, tuple(v.shape), v.dtype) if isinstance(v, Tensor) else (n, str(v)[:80]) for n, v in inputs.values.items())
         signature = (id(self.forward_func), *signature)
         verify = signature not in self._verified
-        with recorded(self.forward_func, inputs, self.output, verify) as recording:
+        with recorded(self.forward_func, inputs, self.output, verify, self._constants) as recording:
             self._verified.add(signature)
             self.choose(recording, target)
             return compute(recording)

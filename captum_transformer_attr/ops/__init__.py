@@ -4,6 +4,7 @@
 from captum_transformer_attr.ops import linear as linear
 from captum_transformer_attr.ops import attention as attention
 from captum_transformer_attr.ops import bilinear as bilinear
+from captum_transformer_attr.ops import constant_attention as constant_attention
 from captum_transformer_attr.ops import elementwise as elementwise
 from captum_transformer_attr.ops import residual as residual
 from captum_transformer_attr.ops import product as product

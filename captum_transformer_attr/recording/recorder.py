@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
 from captum_transformer_attr.errors import UnsupportedOperationError
@@ -21,6 +22,7 @@ from captum_transformer_attr.recording.tags import Tag, tag_of
 Handler = Callable[..., Any]
 
 HANDLERS: dict[str, Handler] = {}  # function name → what makes a node of it
+ON_CONSTANTS: dict[str, Handler] = {}  # function name → what happens if no operand depends on an input: ``handler(recorder, function, *args)``
 LAYOUTS: dict[str, Callable[..., Layout | None]] = {}  # view-like function name → layout of its result
 HANDLE = "_captum_transformer_attr_handle"  # float stand-in of an integer tensor of token ids
 CUT = "_captum_transformer_attr_cut"  # path of the module that took this tensor out of the graph
@@ -106,14 +108,17 @@ class Recorder(TorchFunctionMode):
         self.account_dtype = torch.float64
         self.absorbed: dict[str, Any] = {}
         self.handle_dtype = torch.float32
+        self.constants = False  # also record attention among constants
+        self.constant_attentions = 0
         self.promote = False  # follow a half-precision model in float32
         self.module_outputs: dict[str, list[Any]] = {}
         self.atomic: list[Atomic] = []
         self.captured: dict[Node, Tensor] = {}  # outputs whose arriving signals can be asked for
+        self.edges: dict[int, Any] = {}  # origin → where its signals arrive
 
     def clear(self) -> None:
         """Let go of every tensor."""
-        for held in (self.nodes, self.saved, self.module_outputs, self.atomic, self.absorbed, self.captured):
+        for held in (self.nodes, self.saved, self.module_outputs, self.atomic, self.absorbed, self.captured, self.edges):
             held.clear()
 
     @property
@@ -175,7 +180,8 @@ class Recorder(TorchFunctionMode):
             from captum_transformer_attr.ops.embedding import with_handles
 
             return with_handles(self, func, name, args, kwargs)
-        result = func(*args, **kwargs)
+        handler = ON_CONSTANTS.get(name)
+        result = func(*args, **kwargs) if handler is None else handler(self, func, *args, **kwargs)
         cut = next((getattr(t, CUT) for t in operands if hasattr(t, CUT)), None)
         if cut is not None:
             for out in tensors_in((result,)):
@@ -210,6 +216,7 @@ class Recorder(TorchFunctionMode):
         found = [t for t in node.sources if t is not None]
         new = self.merged(found, **tag)
         node.tag, node.layout, node.shape = new, new.layout, out.shape
+        self.edges[new.origin] = get_gradient_edge(out)
         if node.captured:
             self.captured[node] = out
         setattr(out, tags.ATTRIBUTE, new)

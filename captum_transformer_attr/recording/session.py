@@ -108,7 +108,7 @@ def shown(target: Any) -> str:
 
 
 @contextlib.contextmanager
-def recorded(function: Any, inputs: Inputs, output: OutputChoice = None, verify: bool = True) -> Iterator[Recording]:
+def recorded(function: Any, inputs: Inputs, output: OutputChoice = None, verify: bool = True, constants: bool = False) -> Iterator[Recording]:
     """Run the model once, recorded. Model and process are as before when the context ends, whatever happens.
 
     Args:
@@ -116,11 +116,13 @@ def recorded(function: Any, inputs: Inputs, output: OutputChoice = None, verify:
         inputs: see ``parse``.
         output: which tensor of the output is explained.
         verify: also run the plain forward and compare.
+        constants: also record attention among constants (learned queries).
 
     Raises:
         UnsupportedModelError: if the recorded forward does not give what the plain forward gives.
     """
     recorder = Recorder(inputs.batch)
+    recorder.constants = constants
     dtype = parameter_dtype(function, inputs)
     recorder.promote = is_half(dtype) or is_half(inputs.dtype)
     recorder.handle_dtype = torch.float32 if recorder.promote else dtype
