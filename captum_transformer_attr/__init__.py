@@ -11,9 +11,13 @@ from captum_transformer_attr.errors import (
 from captum_transformer_attr.methods.attention_gradcam import AttentionGradCam
 from captum_transformer_attr.methods.attention_relevance import AttentionRelevance
 from captum_transformer_attr.methods.attention_rollout import AttentionRollout
+from captum_transformer_attr.methods.layer_lrp import LayerTransformerLRP
+from captum_transformer_attr.methods.layer_relevance import LayerRelevance
+from captum_transformer_attr.methods.neuron_lrp import NeuronTransformerLRP
 from captum_transformer_attr.methods.partial_lrp import PartialLRP
 from captum_transformer_attr.methods.raw_attention import RawAttention
 from captum_transformer_attr.methods.relevance_rollout import RelevanceRollout
+from captum_transformer_attr.methods.token_statistics import TokenStatisticsRelevance
 from captum_transformer_attr.methods.transformer_lrp import TransformerLRP
 from captum_transformer_attr.methods.transformer_relevance import TransformerRelevance
 from captum_transformer_attr.ops.custom import register_rule, unregister_rule
@@ -29,10 +33,14 @@ __all__ = [
     "CoverageRow",
     "ForwardWrapper",
     "InputError",
+    "LayerRelevance",
+    "LayerTransformerLRP",
+    "NeuronTransformerLRP",
     "PartialLRP",
     "RawAttention",
     "RelevanceRollout",
     "TargetError",
+    "TokenStatisticsRelevance",
     "TransformerAttributionError",
     "TransformerLRP",
     "TransformerRelevance",

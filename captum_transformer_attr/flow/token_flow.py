@@ -6,12 +6,12 @@ geometry the graph has: windows, shifts, mergings and class tokens are ordinary 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 
 import torch
 from torch import Tensor
 
-from captum_transformer_attr.errors import InputError, UnsupportedOperationError
+from captum_transformer_attr.errors import UnsupportedOperationError
 from captum_transformer_attr.ops.attention import Attention, Softmax
 from captum_transformer_attr.ops.bilinear import MatMul, unbroadcast
 from captum_transformer_attr.ops.elementwise import Elementwise, Scale
@@ -22,10 +22,11 @@ from captum_transformer_attr.ops.product import Product
 from captum_transformer_attr.ops.residual import ConstantSum, Sum
 from captum_transformer_attr.ops.shape import Join
 from captum_transformer_attr.recording import layout as lay
-from captum_transformer_attr.recording.node import Grads, LayoutLostError, Node
+from captum_transformer_attr.recording.node import Grads, Node
 from captum_transformer_attr.rules.table import Rule, Signal
 
 Weights = Callable[[Attention, slice], Tensor]
+INPUTS = (1 << 63) - 1  # the bits of ``Tag.ancestors`` that stand for explained inputs
 
 
 class Flow(Signal):
@@ -35,8 +36,7 @@ class Flow(Signal):
     which is subtracted to take the identity term of the read-out rows out.
     terminals: the sums after which no attention follows; the read-out rows found there are weighted uniformly.
     normalize: divide the rows of (Ā + I) by their sums.
-    doubled: what earlier flow sent into branches that have a residual trunk of their own; that trunk's share is a second identity and is part
-    of the ``trunk_only`` flow.
+    corrections: origin → flow to take away there, see ``take_second_identity``.
     """
 
     def __init__(
@@ -46,17 +46,28 @@ class Flow(Signal):
         terminals: Collection[Sum],
         trunk_only: bool = False,
         normalize: bool = False,
-        doubled: Mapping[Sum, Tensor] | None = None,
     ) -> None:
         super().__init__("flow", "flow", TABLE)
         self.normalize = normalize
-        self.nested: dict[Sum, Tensor] = {}
-        self.doubled = doubled or {}
+        self.corrections: dict[int, Tensor] = {}
         self.weights, self.active, self.terminals, self.trunk_only = weights, set(active), set(terminals), trunk_only
         self.seen: dict[Node, Tensor] = {}
         self.watched: Collection[Node] = ()
 
+    def start(self, node: Sum, r: Tensor) -> Tensor:
+        """What leaves the last residual for the read-out rows found there."""
+        return uniform(node, r)
+
+    def factors(self, node: Sum) -> tuple[Tensor, Tensor] | None:
+        """What the flow into trunk and attention branch of a residual is multiplied by, per token; None for 1."""
+        if not (self.normalize and any(node.attends)):
+            return None
+        factor = 1 / (1 + row_sums(node, self))
+        return factor, factor
+
     def send(self, node: Node, arriving: Tensor) -> Grads:
+        if node.tag.origin in self.corrections:
+            arriving = arriving - self.corrections.pop(node.tag.origin)
         if node in self.watched:
             self.seen[node] = arriving
         return super().send(node, arriving)
@@ -94,42 +105,73 @@ def attention(node: Attention, r: Tensor, signal: Flow) -> Grads:
 def residual(node: Sum, r: Tensor, signal: Flow) -> Grads:
     """All of r to the trunk, all of r to a branch that went through attention, nothing to one that did not (an MLP): rollout ignores those."""
     if node in signal.terminals:
-        r = uniform(node, r)
-    if signal.normalize and any(node.attends):
-        r = r / (1 + row_sums(node, signal))
+        r = signal.start(node, r)
+    factors = signal.factors(node)
+    trunk, attending = (r, r) if factors is None else (r * factors[0], r * factors[1])
     if node.trunk is None and not any(node.attends):
-        # Siblings: several inputs added into one token each report its score; two read-outs averaged after the attentions share it.
-        share = r if node.tags[0].attention == 0 else r / 2
+        # Siblings: several inputs added into one token each report its score; two branches of one input (a projected shortcut) or two read-outs
+        # averaged after the attentions share it.
+        inputs = node.tags[0].ancestors & node.tags[1].ancestors & INPUTS
+        share = r if node.tags[0].attention == 0 and not inputs else r / 2
         shares: list[Tensor | None] = [share, share]
     else:
-        shares = [r if i == node.trunk or (node.attends[i] and not signal.trunk_only) else None for i in (0, 1)]
-        if any(node.nested):
-            signal.nested[node] = r
-            branch = None if node.trunk is None else 1 - node.trunk
-            if node in signal.doubled and branch is not None:
-                shares[branch] = signal.doubled[node]
+        through = None if signal.trunk_only else attending
+        shares = [trunk if i == node.trunk else through if node.attends[i] else None for i in (0, 1)]
+        if node.fork is not None and not signal.trunk_only:
+            take_second_identity(node, r, signal)
     sizes = (node.a.shape, node.b.shape)
     return tuple(None if s is None else unbroadcast(s, size) for s, size in zip(shares, sizes, strict=True))
 
 
+def take_second_identity(node: Sum, r: Tensor, signal: Flow) -> None:
+    """A branch with a residual of its own (MobileBERT's bottleneck, MViT's pooled queries) brings the trunk's tokens a second time.
+
+    Of the branch only what passed an attention counts, so its trunk-only flow is computed aside and taken away where trunk and branch fork.
+    """
+    recorder = node.recorder
+    assert node.fork is not None and node.branch is not None
+    recorder.signal = Flow(signal.weights, (), signal.terminals, trunk_only=True)
+    try:
+        (second,) = torch.autograd.grad(node.branch, (recorder.edges[node.fork],), unbroadcast(r, node.branch.shape), retain_graph=True, allow_unused=True)
+    finally:
+        recorder.signal = signal
+    if second is not None:
+        signal.corrections[node.fork] = signal.corrections.get(node.fork, 0) + second
+
+
 def row_sums(node: Sum, signal: Flow) -> Tensor:
-    """Row sums of Ā of the attention that joins the trunk here, one per token, shaped to broadcast against the sum."""
+    """Row sums of Ā of the attentions that join the trunk here, one per token, of the sum's shape and equal over channels."""
     branch = node.tags[0 if node.attends[0] and node.trunk != 0 else 1]
     before = 0 if node.trunk is None else node.tags[node.trunk].ancestors
-    joining = [a for a in signal.active if (branch.ancestors & ~before) >> a.tag.origin & 1]
-    if not joining:
-        return torch.zeros((), dtype=node.a.dtype, device=node.a.device)
-    total: Tensor | None = None
-    for a in joining:
-        sums = torch.cat([signal.weights(a, rows).sum(-1) for rows in a.blocks()], -1)
-        part = None if a.layout is None or node.layout is None else lay.aligned(sums, a.layout[:-1], node.layout)
-        if part is None:
-            if node.recorder.batch > 1 and (a.layout is None or node.layout is None):
-                raise LayoutLostError(a.path)
-            raise InputError(f"normalize=True: the rows of the attention in module '{a.path}' cannot be matched with the tokens of its residual")
-        total = part if total is None else total + part
-    assert total is not None
+    total = node.a.new_zeros(())
+    for a in signal.active:
+        if (branch.ancestors & ~before) >> a.tag.origin & 1:
+            sums = torch.cat([signal.weights(a, rows).sum(-1) for rows in a.blocks()], -1)
+            total = total + carried_forward(node, a, sums)
     return total
+
+
+def carried_forward(node: Sum, a: Attention, values: Tensor) -> Tensor:
+    """Values of the attention's query rows ``(..., rows)`` at the tokens of the residual sum behind it, averaged over heads.
+
+    The flow from the sum back to the attention's output is linear in what is sent; its transpose carries values the other way, through whatever
+    windows, shifts and heads lie between.
+    """
+    recorder = node.recorder
+    outer, recorder.signal = recorder.signal, Flow(no_weights, (), ())
+    try:
+        with torch.enable_grad():
+            probe = torch.zeros(node.shape, dtype=values.dtype, device=values.device, requires_grad=True)
+            (arrived,) = torch.autograd.grad(recorder.captured[node], recorder.captured[a], probe, create_graph=True)
+            (result,) = torch.autograd.grad(arrived.sum(-1), probe, values.expand(arrived.shape[:-1]))
+    finally:
+        recorder.signal = outer
+    return result
+
+
+def no_weights(node: Attention, rows: slice) -> Tensor:
+    """No attention lies between a sum and its own attention."""
+    raise AssertionError("unreachable")
 
 
 def uniform(node: Sum, r: Tensor) -> Tensor:

@@ -46,8 +46,10 @@ def start_of(recording: Recording, table: Signal, explained: str) -> Start:
     return Start(recording.output, signal, total)
 
 
-def propagate(recording: Recording, table: Signal, start: Start, wrt: Sequence[Tensor], accounting: bool) -> Propagated:
-    """One backward pass of ``table`` from ``start`` to ``wrt``."""
+def propagate(
+    recording: Recording, table: Signal, start: Start, wrt: Sequence[Tensor], factors: Sequence[Tensor | None], accounting: bool
+) -> Propagated:
+    """One backward pass of ``table`` from ``start`` to ``wrt``; what arrives there as a modified gradient is multiplied by its factor, if any."""
     recorder = recording.recorder
     recorder.accounting, recorder.absorbed = accounting, {}
     try:
@@ -55,9 +57,7 @@ def propagate(recording: Recording, table: Signal, start: Start, wrt: Sequence[T
     finally:
         recorder.accounting = False
     if table.carries == "gradient":
-        # The handle of token ids already holds relevance: its embedding was multiplied in.
-        handles = {id(leaf) for name, leaf in recording.inputs.leaves.items() if not recording.inputs.values[name].is_floating_point()}
-        arrived = [g if id(x) in handles else x.detach() * g for x, g in zip(wrt, arrived, strict=True)]
+        arrived = [g if x is None else x * g for x, g in zip(factors, arrived, strict=True)]
     if not accounting:
         return Propagated(arrived, {}, None)
     parameters = dict(recorder.absorbed)
@@ -68,3 +68,9 @@ def propagate(recording: Recording, table: Signal, start: Start, wrt: Sequence[T
         delta = delta - taken
     dtype = recording.selected.dtype
     return Propagated(arrived, {path: r.to(dtype) for path, r in parameters.items()}, delta.to(dtype))
+
+
+def leaf_factors(recording: Recording) -> list[Tensor | None]:
+    """The inputs' own values; None for token ids, whose handles receive relevance: their embedding was multiplied in."""
+    floating = [recording.inputs.values[name].is_floating_point() for name in recording.inputs.leaves]
+    return [leaf.detach() if is_float else None for leaf, is_float in zip(recording.inputs.leaves.values(), floating, strict=True)]

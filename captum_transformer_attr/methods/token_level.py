@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from captum_transformer_attr.errors import InputError, UnsupportedModelError
 from captum_transformer_attr.flow.geometry import TokenScores, candidates, token_scores
 from captum_transformer_attr.flow.maps import Maps
-from captum_transformer_attr.flow.token_flow import Flow
+from captum_transformer_attr.flow.token_flow import Flow, Weights
 from captum_transformer_attr.methods.base import TransformerAttribution, check_interpolation, finished, parsed
 from captum_transformer_attr.methods.records import AttentionRecords, collect_records, join_records
 from captum_transformer_attr.ops.attention import Attention
@@ -154,22 +153,22 @@ class TokenAttribution(TransformerAttribution):
     def roll_out(self, recording: Recording, maps: Maps, leaves: list[Tensor], watched: Collection[Node]) -> tuple[Passed, Passed]:
         """What the attention weights bring to the inputs, and the share of it that is only the identity of the read-out rows."""
 
-        def flow(active: list[Attention], trunk_only: bool, doubled: dict[Sum, Tensor]) -> tuple[Passed, dict[Sum, Tensor]]:
-            weights = functools.partial(self.weights, maps)
-            signal = Flow(weights, active, terminal_sums(recording), trunk_only, self.normalize, doubled)
+        def flow(active: list[Attention], trunk_only: bool) -> Passed:
+            signal = self.flow(recording, lambda node, rows: self.weights(maps, node, rows), active, trunk_only)
             signal.watched = watched
-            return Passed(recording.send(signal, leaves), signal.seen), signal.nested
+            arrived = recording.send(signal, leaves)
+            return Passed([a - signal.corrections.pop(i, 0) for i, a in enumerate(arrived)], signal.seen)
 
-        passed = trunk = None
-        for active in self.active_sets(recording):
-            through, nested = flow(active, False, {})
-            alone = trunk if trunk is not None and not nested else flow([], True, nested)[0]
-            if passed is None:
-                passed, trunk = through, alone
-            else:
-                passed = passed.plus(through).plus(alone, -1)
-        assert passed is not None and trunk is not None
+        trunk = flow([], trunk_only=True)
+        sets = self.active_sets(recording)
+        passed = flow(sets[0], trunk_only=False)
+        for active in sets[1:]:
+            passed = passed.plus(flow(active, trunk_only=False)).plus(trunk, -1)
         return passed, trunk
+
+    def flow(self, recording: Recording, weights: Weights, active: list[Attention], trunk_only: bool) -> Flow:
+        """The token flow with these attention weights."""
+        return Flow(weights, active, terminal_sums(recording), trunk_only, self.normalize)
 
     def active_sets(self, recording: Recording) -> list[list[Attention]]:
         """Sets of attention calls whose weights work together; calls outside a set count as identity, the scores of several sets are added."""

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from captum_transformer_attr.errors import InputError
 from captum_transformer_attr.flow.geometry import TokenScores, pooled_scores
 from captum_transformer_attr.methods.base import TransformerAttribution, check_interpolation, finished, joined, parsed
-from captum_transformer_attr.methods.propagation import EXPLAINED, Propagated, propagate, start_of
+from captum_transformer_attr.methods.layer_relevance import LayerRelevance, join_layer_relevance, layer_relevance
+from captum_transformer_attr.methods.propagation import EXPLAINED, leaf_factors, propagate, start_of
 from captum_transformer_attr.recording.outputs import OutputChoice
 from captum_transformer_attr.recording.session import Recording
 from captum_transformer_attr.rules.linear_rules import Composite
@@ -128,13 +129,30 @@ class TransformerLRP(TransformerAttribution):
         given = parsed(inputs, additional_forward_args)
         return self.explain(given, target, lambda recording: self.compute(recording, True), join_explained).parameters
 
+    def relevance_by_layer(self, inputs: Any, target: Any = None, additional_forward_args: Any = None) -> LayerRelevance:
+        """Relevance block by block: of the residual stream, of every attention head, of the attention and MLP branches.
+
+        Args:
+            inputs, target, additional_forward_args: as in ``attribute``.
+
+        Returns:
+            A sequence of ``BlockRelevance`` in execution order; blocks are modules that stand in a list and contain an attention.
+        """
+        given = parsed(inputs, additional_forward_args)
+
+        def compute(recording: Recording) -> LayerRelevance:
+            signal = self.signal()
+            return layer_relevance(recording, signal, start_of(recording, signal, self.explained))
+
+        return self.explain(given, target, compute, join_layer_relevance)
+
     def compute(self, recording: Recording, accounting: bool) -> Explained:
         """One backward pass through a recording."""
         names = list(recording.inputs.leaves)
         signal = self.signal()
-        result: Propagated = propagate(
-            recording, signal, start_of(recording, signal, self.explained), [recording.inputs.leaves[n] for n in names], accounting
-        )
+        leaves = [recording.inputs.leaves[n] for n in names]
+        start = start_of(recording, signal, self.explained)
+        result = propagate(recording, signal, start, leaves, leaf_factors(recording), accounting)
         relevance = dict(zip(names, result.relevance, strict=True))
         tokens = {name: tokens_of(recording, name, r) for name, r in relevance.items()}
         return Explained(relevance, tokens, result.parameters, result.delta)

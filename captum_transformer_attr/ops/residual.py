@@ -21,10 +21,11 @@ class Sum(Node):
 
     trunk: 0 or 1, the operand the other one was computed from (a residual's trunk); None for siblings.
     attends: whether each operand went through an attention that the trunk did not.
-    nested: whether each operand is a branch with a residual of its own, that brings the trunk's tokens a second time.
+    fork: origin of the values that ``branch``, an attention branch with a residual of its own, brings here a second time; None if there is none.
     """
 
     label = "residual sum"
+    captured = True
     a: Tensor
     b: Tensor
 
@@ -33,8 +34,10 @@ class Sum(Node):
         self.trunk = trunk_of(a, b)
         reference = self.tags[self.trunk].attention if self.trunk is not None else min(a.attention, b.attention)
         self.attends = (a.attention > reference, b.attention > reference)
-        shared = a.carried & b.carried if self.trunk is not None else 0
-        self.nested = tuple(bool(shared) and attends for attends in self.attends)
+        shared = a.carried & b.carried
+        nested = shared and self.trunk is not None and any(self.attends)
+        self.fork: int | None = shared.bit_length() - 1 if nested else None
+        self.branch: Tensor | None = None
 
     @property
     def carried(self) -> int:
@@ -54,7 +57,7 @@ class Sum(Node):
     def is_branch_of(self, trunk: Tag) -> None:
         """This sum is itself a branch beside ``trunk`` (attention plus MLP, both added to it): neither operand is a trunk."""
         self.trunk = None
-        self.nested = (False, False)
+        self.fork = None
         self.attends = tuple(t.attention > trunk.attention for t in self.tags)  # type: ignore[assignment]
 
 
@@ -118,7 +121,9 @@ def add(recorder: Recorder, a: Any, b: Any) -> Any:
         branch = (tb, ta)[node.trunk]
         if isinstance(branch.sum_of, Sum):
             branch.sum_of.is_branch_of((ta, tb)[node.trunk])
-            node.nested = (False, False)
+            node.fork = None
+        elif node.fork is not None:
+            node.branch = (b, a)[node.trunk]
     role = ta.role if ta.role == tb.role else tags.SCORES if tags.SCORES in (ta.role, tb.role) else tags.PLAIN
     root = common_root(ta, tb)
     return recorder.run(node, a, b, layout=layout, role=role, root=root, sum_of=node, carried=node.carried)

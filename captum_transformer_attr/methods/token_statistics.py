@@ -1,0 +1,100 @@
+"""TokenStatisticsRelevance: Nguyen, Lee and Kim, Inspecting Explainability of Transformer Models with Additional Statistical Information, 2023."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from captum_transformer_attr.errors import InputError
+from captum_transformer_attr.flow.maps import Maps
+from captum_transformer_attr.flow.statistics import StatisticsFlow, block_norms, merging_layers
+from captum_transformer_attr.flow.token_flow import Weights
+from captum_transformer_attr.methods.token_level import TokenAttribution, terminal_sums
+from captum_transformer_attr.ops.attention import Attention
+from captum_transformer_attr.ops.residual import Sum
+from captum_transformer_attr.recording import layout as lay
+from captum_transformer_attr.recording.node import Node
+from captum_transformer_attr.recording.outputs import OutputChoice
+from captum_transformer_attr.recording.session import Recording
+from captum_transformer_attr.rules.table import gradient_signal
+
+SIDES = ("key", "query", "row", "none")
+STARTS = ("uniform", "gradient_x_activation")
+MERGINGS = ("equal", "activation")
+
+
+class TokenStatisticsRelevance(TokenAttribution):
+    """Gradient × attention rolled out and corrected by layer-norm statistics (arXiv 2311.11378), for hierarchical and plain transformers.
+
+    The paper's full text was not at hand: this is a re-derivation from the block's equation. With A and σ frozen, a pre-norm block is
+    y_i = x_i + Σ_j Σ_h (A^h_ij / σ_j) W^h diag(γ)(I − 11ᵀ/C) x_j + const, hence R = I + Ā diag(1/σ̂) with Ā = E_h[(∇A ⊙ A)⁺] and
+    σ̂_j = σ_j / mean_j σ_j, σ_j the standard deviation over channels of token j at the block's first layer norm.
+
+    Args:
+        model: any module built on softmax attention.
+        statistic: ``"std"``, the standard deviation over channels (the root mean square for RMS norms).
+        side: ``"key"``: r ← r + (r Ā)/σ̂. ``"query"``: r ← r + (r/σ̂) Ā. ``"row"``: rows of diag(σ̂) + Ā divided by their sums.
+            ``"none"``: r ← r + r Ā, without statistics. A norm behind the attention (Swin-V2: R = I + diag(1/σ̂) Ā) or behind the residual sum
+            (BERT: R = diag(1/σ̂)(I + Ā)) divides whatever passes it, for every side but ``"none"``.
+        merging: a merged token's relevance goes to its children in ``"equal"`` shares or by ``"activation"`` size.
+        start: the read-out rows count ``"uniform"`` or by ``"gradient_x_activation"``: relu(Σ_c x ∂y/∂x) at the last residual.
+        start_layer: attention calls before this one count as identity.
+        output: name or function that chooses the explained tensor of a structured output.
+
+    Example:
+        >>> heat = TokenStatisticsRelevance(swin).attribute(pixels, target=3)  # (N, C, H, W)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | Callable[..., Any],
+        statistic: str = "std",
+        side: str = "key",
+        merging: str = "equal",
+        start: str = "uniform",
+        start_layer: int = 0,
+        output: OutputChoice = None,
+    ) -> None:
+        TokenAttribution.__init__(self, model, start_layer, False, output)
+        for name, value, known in (
+            ("statistic", statistic, ("std",)),
+            ("side", side, SIDES),
+            ("merging", merging, MERGINGS),
+            ("start", start, STARTS),
+        ):
+            if value not in known:
+                raise InputError(f"{name}={value!r}: choose one of {', '.join(known)}")
+        self.side, self.merging, self.start = side, merging, start
+
+    def weights(self, maps: Maps, node: Attention, rows: slice) -> Tensor:
+        return (maps.gradient(node, rows) * node.probabilities(rows)).clamp_(min=0)
+
+    def score(self, recording: Recording, delta: bool) -> Any:
+        # Shared by the passes of one recording.
+        self._blocks = block_norms(recording)
+        self._statistics: dict[Node, Tensor] = {}
+        self._starts = start_weights(recording) if self.start == "gradient_x_activation" else {}
+        try:
+            return super().score(recording, delta)
+        finally:
+            del self._blocks, self._statistics, self._starts
+
+    def flow(self, recording: Recording, weights: Weights, active: list[Attention], trunk_only: bool) -> StatisticsFlow:
+        merging = merging_layers(recording) if self.merging == "activation" else set()
+        terminals = terminal_sums(recording)
+        return StatisticsFlow(weights, active, terminals, trunk_only, self._blocks, self._statistics, self.side, merging, self._starts)
+
+
+def start_weights(recording: Recording) -> dict[Sum, Tensor]:
+    """relu(Σ_c x ∂y/∂x) per token at the last residual sums, broadcastable against them."""
+    terminals = terminal_sums(recording)
+    outputs = [recording.recorder.captured[node] for node in terminals]
+    gradients = recording.send(gradient_signal(), outputs) if outputs else []
+    result = {}
+    for node, x, g in zip(terminals, outputs, gradients, strict=True):
+        axes = lay.feature_axes(node.layout) or (-1,)
+        result[node] = torch.clamp((x.detach() * g).sum(axes, keepdim=True), min=0)
+    return result
