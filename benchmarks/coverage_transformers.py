@@ -116,6 +116,7 @@ ENCODERS: dict[str, dict[str, Any]] = {
     "longformer": {"attention_window": 4},
     "luke": {"entity_vocab_size": 16, "entity_emb_size": 16},
     "megatron-bert": {},
+    "mobilebert (no trigrams)": {"trigram_input": False, "embedding_size": 32, "intra_bottleneck_size": 32, "true_hidden_size": 32},
     "mobilebert": {"embedding_size": 16, "intra_bottleneck_size": 32, "true_hidden_size": 32},
     "modernbert": {"local_attention": 4, "global_attn_every_n_layers": 2, "cls_token_id": 1, "sep_token_id": 3, "classifier_pooling": "mean"},
     "mpnet": {"relative_attention_num_buckets": 8},
