@@ -26,22 +26,27 @@ def identity(node: Node, r: Tensor, signal: Signal) -> Grads:
     return (r,)
 
 
-SMALLEST_SHARE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}
+# Positive contributions below this share of all contributions are rounding of a sum that has none.
+SMALLEST_SHARE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.bfloat16: 1e-2, torch.float16: 1e-2}
 
 
 def z_plus(node: LinearMap, r: Tensor, signal: Signal) -> Grads:
     """z⁺ rule (CVPR 2021, eq. 3-4), bias ignored, one shared denominator: R = x⁺ ⊙ S W⁺ + x⁻ ⊙ S W⁻ with S = R / (x⁺W⁺ + x⁻W⁻).
 
     Three products instead of four: x⁺W⁺ + x⁻W⁻ = (xW + |x||W|) / 2, whose first term is the forward's own output without its bias.
+    An output without any positive contribution (frequent where few inputs are read: depthwise convolutions, talking heads) shares its
+    relevance in proportion to its negative ones, R = x ⊙ S W with S = R / xW; the published rule loses it.
     """
     x, magnitude, weight = node.x, node.x.abs(), node.weight.abs()
     size = node.map(magnitude, weight)
-    z = node.unbiased() + size
-    # Only an all-zero input (padding) gives z = 0: then the output is nothing but bias.
+    y = node.unbiased()
+    # Only an all-zero input (padding) gives size 0: then the output is nothing but bias.
     node.absorb(lambda: torch.where(size == 0, r, 0))
-    # z is a sum of positive contributions; below this share of the total size it is rounding.
-    s = r / torch.maximum(z, size.mul_(SMALLEST_SHARE[r.dtype]).clamp_(min=1e-20), out=z)
-    return (node.pullback(s, node.weight).mul_(x).addcmul_(node.pullback(s, weight), magnitude),)
+    z = y + size
+    negative = z <= size * SMALLEST_SHARE[r.dtype]
+    s = torch.where(negative, 0, r / z)
+    signed = s + torch.where(negative & (size > 0), r / y, 0)
+    return (node.pullback(signed, node.weight).mul_(x).addcmul_(node.pullback(s, weight), magnitude),)
 
 
 def proportional(node: Pool, r: Tensor, signal: Signal) -> Grads:
