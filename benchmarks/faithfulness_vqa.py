@@ -46,8 +46,8 @@ class VqaTask(Task):
             along=("visual_token_type_ids", "visual_pos"),
         )
         return [
-            *(Perturbation(regions, order, entry=self.regions, label="image") for order in ORDERS),
-            *(Perturbation(words, order, entry="input_ids", label="question") for order in ORDERS),
+            *(Perturbation(regions, order, ("predicted",), entry=self.regions, label="image") for order in ORDERS),
+            *(Perturbation(words, order, ("predicted",), entry="input_ids", label="question") for order in ORDERS),
             Pointing("predicted", to_maps=self._region_maps),
         ]
 
