@@ -47,23 +47,29 @@ class Gelu(Elementwise):
 
 
 class Scale(Node):
-    """``y = c x`` with a constant: LayerScale, 1/√d, a mask of zeros and ones."""
+    """``y = c x`` (or ``x / c``) with a constant: LayerScale, 1/√d, a mask of zeros and ones. ``factor`` is what x was multiplied by."""
 
     label = "scaling"
 
-    def __init__(self, factor: Tensor | float) -> None:
-        self.factor = factor.detach() if isinstance(factor, Tensor) else factor
+    def __init__(self, constant: Tensor | float, divide: bool = False) -> None:
+        self.constant = constant.detach() if isinstance(constant, Tensor) else constant
+        self.divide = divide
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         self.x_shape = x.shape
-        return x * self.factor
+        if not self.divide:
+            self.factor = self.constant
+            return x * self.constant
+        # The divisor may be a count of integers: its reciprocal needs the precision of x.
+        self.factor = 1 / (self.constant.to(x.dtype) if isinstance(self.constant, Tensor) else self.constant)
+        return x / self.constant
 
     def gradient(self, g: Tensor) -> Grads:
         return (unbroadcast(g * self.factor, self.x_shape),)
 
 
-def scaled(recorder: Recorder, x: Any, factor: Any) -> Any:
-    """``x * factor`` with a constant factor."""
+def scaled(recorder: Recorder, x: Any, factor: Any, divide: bool = False) -> Any:
+    """``x * factor``, or ``x / factor``, with a constant factor."""
     if not isinstance(x, Tensor) or not x.requires_grad:
         return x * factor
     if not isinstance(factor, Tensor) and factor == 1:
@@ -72,7 +78,7 @@ def scaled(recorder: Recorder, x: Any, factor: Any) -> Any:
     shape = torch.broadcast_shapes(x.shape, factor.shape) if isinstance(factor, Tensor) else x.shape
     layout = lay.broadcast([(tag.layout, x.shape)], shape) if tag else None
     kept: dict[str, Any] = {"role": tag.role, "root": tag.root if tag.root >= 0 else tag.origin, "sum_of": tag.sum_of} if tag else {}
-    return recorder.run(Scale(factor), x, layout=layout, **kept)
+    return recorder.run(Scale(factor, divide), x, layout=layout, **kept)
 
 
 def apply_elementwise(recorder: Recorder, function: Any, name: str, x: Tensor, *args: Any, **kwargs: Any) -> Any:

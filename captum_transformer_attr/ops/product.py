@@ -122,8 +122,7 @@ def divide(recorder: Recorder, input: Any, other: Any, *, rounding_mode: Any = N
     if all(live):
         return product(recorder, input, other, divide=True)
     if live[0]:
-        inverse = 1 / other
-        return scaled(recorder, input, inverse)
+        return scaled(recorder, input, other, divide=True)
     return reversed_divide(recorder, other, input)
 
 
