@@ -14,6 +14,7 @@ from captum_transformer_attr.recording.inputs import Inputs, parse
 from captum_transformer_attr.recording.node import LayoutLostError
 from captum_transformer_attr.recording.outputs import OutputChoice
 from captum_transformer_attr.recording.session import Recording, recorded
+from captum_transformer_attr.recording.tap import Tap
 
 Result = TypeVar("Result")
 INTERPOLATIONS = ("bilinear", "nearest")
@@ -30,6 +31,7 @@ class TransformerAttribution(GradientAttribution):  # type: ignore[misc]
     def __init__(self, model: nn.Module | Callable[..., Any], output: OutputChoice = None) -> None:
         GradientAttribution.__init__(self, model)
         self.output = output
+        self.tap: Tap | None = None
         self._verified: set[Any] = set()
         self._constants = False  # whether attention among learned queries matters
 
@@ -62,7 +64,7 @@ class TransformerAttribution(GradientAttribution):  # type: ignore[misc]
         signature = tuple((n, tuple(v.shape), v.dtype) if isinstance(v, Tensor) else (n, str(v)[:80]) for n, v in inputs.values.items())
         signature = (id(self.forward_func), *signature)
         verify = signature not in self._verified
-        with recorded(self.forward_func, inputs, self.output, verify, self._constants) as recording:
+        with recorded(self.forward_func, inputs, self.output, verify, self._constants, self.tap) as recording:
             self._verified.add(signature)
             self.choose(recording, target)
             return compute(recording)

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from captum_transformer_attr.errors import InputError
 from captum_transformer_attr.methods.base import finished, parsed
-from captum_transformer_attr.methods.layer_capture import Captured, captured
 from captum_transformer_attr.methods.propagation import propagate, start_of
 from captum_transformer_attr.methods.transformer_lrp import TransformerLRP
 from captum_transformer_attr.recording.outputs import OutputChoice
 from captum_transformer_attr.recording.session import Recording
+from captum_transformer_attr.recording.tap import Tap
 from captum_transformer_attr.rules.linear_rules import Composite
 from captum_transformer_attr.rules.relevance_tables import GRADIENT_TABLES
 
@@ -29,7 +29,7 @@ class LayerTransformerLRP(LayerGradientXActivation):  # type: ignore[misc]
     Takes the place of ``LayerGradientXActivation`` in ``LLMGradientAttribution``, ``NoiseTunnel`` and everything else that accepts one.
 
     Args:
-        model: any module, or a function around one; used as it is, in evaluation mode, and left as found.
+        model: any module, or a function around one; used as it is, in evaluation mode, and left as tap.
         layer: a module of the model, or a list of them: then ``attribute`` returns a list.
         rules, composite, explained, output: see ``TransformerLRP``.
         device_ids: as in Captum's layer methods; unused, the model runs on the devices it is on.
@@ -87,16 +87,19 @@ class LayerTransformerLRP(LayerGradientXActivation):  # type: ignore[misc]
         lrp = self.lrp
         lrp.forward_func = self.forward_func
         given = parsed(inputs, additional_forward_args)
-        with captured(self.forward_func, layers, attribute_to_layer_input) as found:
-            results = lrp.explain(given, target, lambda recording: self.compute(recording, found), join_layers)
+        lrp.tap = tap = Tap(self.forward_func, layers, attribute_to_layer_input)
+        try:
+            results = lrp.explain(given, target, lambda recording: self.compute(recording, tap), join_layers)
+        finally:
+            lrp.tap = None
         packed = [result[0] if len(result) == 1 else result for result in results]
         return packed[0] if single else packed
 
-    def compute(self, recording: Recording, found: Captured) -> Layers:
+    def compute(self, recording: Recording, tap: Tap) -> Layers:
         """One backward pass to all layers."""
-        groups = [found.of(position) for position in range(len(found.layers))]
+        groups = [tap.of(position) for position in range(len(tap.layers))]
         tensors = [t for group in groups for t in group]
-        factors = [found.factor(t) if self.multiplies_by_inputs else None for t in tensors]
+        factors = [tap.factor(t) if self.multiplies_by_inputs else None for t in tensors]
         signal = self.lrp.signal()
         start = start_of(recording, signal, self.lrp.explained)
         result = iter(propagate(recording, signal, start, tensors, factors, False).relevance)

@@ -12,9 +12,9 @@ from captum.log import log_usage
 from torch import nn
 
 from captum_transformer_attr.methods.base import finished, parsed
-from captum_transformer_attr.methods.layer_capture import Captured, captured
 from captum_transformer_attr.methods.transformer_lrp import TransformerLRP, join_explained
 from captum_transformer_attr.recording.session import Recording
+from captum_transformer_attr.recording.tap import Tap
 from captum_transformer_attr.rules.linear_rules import Composite
 
 NeuronSelector = int | tuple[int | slice, ...] | Callable[..., Any]
@@ -77,23 +77,20 @@ class NeuronTransformerLRP(NeuronAttribution, GradientAttribution):  # type: ign
         """
         given = parsed(inputs, additional_forward_args)
         self.lrp.forward_func = self.forward_func
-        with captured(self.forward_func, [self.layer], attribute_to_neuron_input) as found:
-            self.lrp.found = found
-            try:
-                explained = self.lrp.explain(given, neuron_selector, lambda recording: self.lrp.compute(recording, False), join_explained)
-            finally:
-                self.lrp.found = None
+        self.lrp.tap = Tap(self.forward_func, [self.layer], attribute_to_neuron_input)
+        try:
+            explained = self.lrp.explain(given, neuron_selector, lambda recording: self.lrp.compute(recording, False), join_explained)
+        finally:
+            self.lrp.tap = None
         return given.pack({name: finished(r, given.values[name]) for name, r in explained.relevance.items()})
 
 
 class NeuronLRP(TransformerLRP):
     """``TransformerLRP`` whose target selects from a captured layer instead of the model's output."""
 
-    found: Captured | None = None
-
     def choose(self, recording: Recording, target: Any) -> None:
-        assert self.found is not None
-        tensors = tuple(self.found.of(0))
+        assert self.tap is not None
+        tensors = tuple(self.tap.of(0))
         # Selectors may compute: their operations are recorded like the model's.
         with recording.recorder, torch.enable_grad():
             recording.output = _verify_select_neuron(tensors, target)

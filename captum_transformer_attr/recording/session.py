@@ -22,6 +22,7 @@ from captum_transformer_attr.recording.outputs import OutputChoice, unwrap
 from captum_transformer_attr.recording.precision import is_half
 from captum_transformer_attr.recording.recorder import HANDLE, Recorder
 from captum_transformer_attr.recording.tags import Tag, tag_of
+from captum_transformer_attr.recording.tap import Tap
 from captum_transformer_attr.rules.table import Signal
 
 # How far the recorded forward may be from the plain one, relative to the largest output: rounding, not more.
@@ -108,7 +109,14 @@ def shown(target: Any) -> str:
 
 
 @contextlib.contextmanager
-def recorded(function: Any, inputs: Inputs, output: OutputChoice = None, verify: bool = True, constants: bool = False) -> Iterator[Recording]:
+def recorded(
+    function: Any,
+    inputs: Inputs,
+    output: OutputChoice = None,
+    verify: bool = True,
+    constants: bool = False,
+    tap: Tap | None = None,
+) -> Iterator[Recording]:
     """Run the model once, recorded. Model and process are as before when the context ends, whatever happens.
 
     Args:
@@ -116,6 +124,7 @@ def recorded(function: Any, inputs: Inputs, output: OutputChoice = None, verify:
         inputs: see ``parse``.
         output: which tensor of the output is explained.
         verify: also run the plain forward and compare.
+        tap: gets the tensors that pass chosen layers.
         constants: also record attention among constants (learned queries).
 
     Raises:
@@ -132,7 +141,8 @@ def recorded(function: Any, inputs: Inputs, output: OutputChoice = None, verify:
             state = torch.random.get_rng_state()
             values = attach(inputs, recorder.handle_dtype, recorder.promote)
             recorder.edges = {i: get_gradient_edge(getattr(values[n], HANDLE, values[n])) for i, n in enumerate(inputs.explained)}
-            with watched(function, recorder), recorder:
+            tapping = contextlib.nullcontext() if tap is None else tap.installed(recorder)
+            with tapping, watched(function, recorder), recorder:
                 args, kwargs = inputs.arguments(values)
                 result = unwrap(function(*args, **kwargs), output)
             if verify:
