@@ -21,6 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 settings = {"debug": False}
+INTERRUPTED = 130
 
 Model = Annotated[
     str,
@@ -209,10 +210,13 @@ def run(arguments: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             status = app(args=None if arguments is None else list(arguments), standalone_mode=False)
+        # Newer versions of typer turn Ctrl-C into this status without a word, older ones raise Abort.
+        if status == INTERRUPTED:
+            _say("interrupted")
         return status if isinstance(status, int) else 0
     except (KeyboardInterrupt, typer.Abort):
         _say("interrupted")
-        return 130
+        return INTERRUPTED
     except (TransformerAttributionError, OSError) as error:
         return _failed(error, str(error))
     except Exception as error:
