@@ -204,7 +204,12 @@ def scaling(node: Scale, r: Tensor, signal: Flow) -> Grads:
 
 
 def product(node: Product, r: Tensor, signal: Flow) -> Grads:
-    return node.split(r / 2, r / 2) if node.signal is None else node.to_signal(r)
+    if node.signal is not None:
+        return node.to_signal(r)
+    # As in a matrix product: two streams (image times text) are explained in full, two views of one stream share.
+    first, second = (0 if tag is None else tag.ancestors & INPUTS for tag in node.sources)
+    share = r / 2 if first & second else r
+    return node.split(share, share)
 
 
 def constant_sum(node: ConstantSum, r: Tensor, signal: Flow) -> Grads:

@@ -1,0 +1,176 @@
+"""The baselines of CVPR 2021 against the published maps and against their formulas written out."""
+
+import pytest
+import torch
+from test_goldens import bert, close, vit
+from tiny_models import Block, TinyText, TinyViT, randomise
+from torch import nn
+
+from captum_transformer_attr import (
+    AttentionGradCam,
+    AttentionRollout,
+    InputError,
+    PartialLRP,
+    RawAttention,
+    RelevanceRollout,
+    TransformerLRP,
+    TransformerRelevance,
+)
+from captum_transformer_attr.ops.residual import ConstantSum, Sum
+from captum_transformer_attr.rules import relevance_tables
+
+VIT_METHODS = {
+    "raw_attention": (RawAttention, {}),
+    "lrp_rollout": (RelevanceRollout, {}),
+    "last_layer_relevance": (PartialLRP, {}),
+    "last_layer_relevance_x_grad": (PartialLRP, {"with_gradient": True}),
+    "second_layer_relevance": (PartialLRP, {"layer": 1}),
+}
+# The published class behind these three maps normalises with epsilon 1e-5, timm's with 1e-6.
+OTHER_EPSILON = {
+    "rollout": (AttentionRollout, {}),
+    "rollout_start1": (AttentionRollout, {"start_layer": 1}),
+    "attention_gradcam": (AttentionGradCam, {}),
+}
+
+
+def stretched(maps):
+    """Min-max normalised, as the published Grad-CAM is."""
+    low, high = maps.amin(1, keepdim=True), maps.amax(1, keepdim=True)
+    return (maps - low) / (high - low)
+
+
+@pytest.mark.parametrize("name", ["vit_small_grid", "vit_14x14"])
+@pytest.mark.parametrize("map_name", [*VIT_METHODS, *OTHER_EPSILON])
+def test_vit_maps(name, map_name):
+    golden, model = vit(name)
+    if f"map.{map_name}" not in golden.keys():
+        pytest.skip(f"{name} holds no {map_name}")
+    method, options = {**VIT_METHODS, **OTHER_EPSILON}[map_name]
+    if map_name in OTHER_EPSILON:
+        for module in model.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.eps = 1e-5
+    got = method(model, **options).attribute_tokens(golden.get_tensor("images"), golden.get_tensor("targets")).flatten(1)
+    close(stretched(got) if map_name == "attention_gradcam" else got, golden.get_tensor(f"map.{map_name}"))
+
+
+def stabilised_fork(rule, value):
+    """The published code sends relevance through every fork as x · Σ R / (x + 1e-9): a loss where an activation is nearly 0."""
+
+    def through(node, r, signal):
+        x = value(node)
+        return rule(node, torch.where(x == 0, 0, r * x / (x + 1e-9)), signal)
+
+    return through
+
+
+@pytest.mark.parametrize("name, tolerance", [("vit_small_grid", 1e-5), ("vit_14x14", 2e-5)])
+def test_vit_full_lrp(name, tolerance, monkeypatch):
+    golden, model = vit(name)
+    want, targets = golden.get_tensor("map.full_lrp"), golden.get_tensor("targets")
+
+    def run():
+        return TransformerLRP(model).attribute(golden.get_tensor("images"), targets).sum(1)
+
+    close(run(), want, tolerance)
+    table = relevance_tables.deep_taylor.TABLE
+    monkeypatch.setitem(table, Sum, stabilised_fork(table[Sum], lambda node: node.a + node.b))
+    monkeypatch.setitem(table, ConstantSum, stabilised_fork(table[ConstantSum], lambda node: node.x + node.constant))
+    close(run(), want, 1e-7)
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_bert_rollout(implementation):
+    golden, model = bert(implementation)
+    inputs = {name: golden.get_tensor(name) for name in ("input_ids", "attention_mask")}
+    got = AttentionRollout(model).attribute_tokens(inputs, golden.get_tensor("targets"))["input_ids"]
+    close(got[:, 1:], golden.get_tensor("map.rollout")[:, 1:], 1e-9)
+
+
+def last_attention(model, ids):
+    """Attention of the last block of ``TinyText`` and what it needs, by hand: ``(A, its graph, logits)``."""
+    x = model.embed(ids)
+    for block in model.blocks:
+        b, n, c = x.shape
+        q, k, v = block.qkv(block.norm1(x)).reshape(b, n, 3, block.heads, -1).permute(2, 0, 3, 1, 4)
+        attention = (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1)
+        attention.retain_grad()
+        x = x + block.proj((attention @ v).transpose(1, 2).reshape(b, n, c))
+        x = x + block.mlp(block.norm2(x))
+    return attention, model.head(x)
+
+
+@pytest.mark.parametrize("average", ["row", "map"])
+def test_attention_gradcam_formula(average):
+    model = randomise(TinyText().double())
+    ids = torch.randint(0, 20, (2, 6), generator=torch.Generator().manual_seed(1))
+    attention, logits = last_attention(model, ids)
+    logits[:, 4, 3].sum().backward()
+    gradient, attention = attention.grad, attention.detach()
+    others = [j for j in range(6) if j != 4]
+    # Rows other than the read-out row have no gradient here, so the mean over the map is the row's over the number of rows.
+    head = gradient[:, :, 4, others].mean(-1) if average == "row" else gradient.mean((-2, -1))
+    want = (attention[:, :, 4] * head[..., None]).mean(1).clamp(min=0)
+    assert (want > 0).any() and (want == 0).any()
+    got = AttentionGradCam(model, average=average).attribute_tokens(ids, (4, 3))
+    assert torch.allclose(got, want, atol=1e-12)
+
+
+def test_attention_gradcam_ignores_padding():
+    golden, model = bert("sdpa")
+    inputs = {name: golden.get_tensor(name) for name in ("input_ids", "attention_mask")}
+    targets = golden.get_tensor("targets")
+    for average in ("row", "map"):
+        method = AttentionGradCam(model, average=average)
+        padded = method.attribute_tokens(inputs, targets)["input_ids"]
+        for i, length in enumerate(inputs["attention_mask"].sum(1).tolist()):
+            alone = method.attribute_tokens({n: t[i : i + 1, :length] for n, t in inputs.items()}, targets[i : i + 1])["input_ids"]
+            assert torch.allclose(padded[i : i + 1, :length], alone, atol=1e-12) and (padded[i, length:] == 0).all()
+
+
+def test_one_layer_of_the_full_method():
+    """With one block, the method cut down to its last layer is the method."""
+    model = randomise(TinyViT(depth=1).double())
+    images = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    full = TransformerRelevance(model).attribute_tokens(images, 1)
+    cut = PartialLRP(model, with_gradient=True).attribute_tokens(images, 1)
+    assert torch.allclose(full, cut, rtol=1e-12) and full.abs().max() > 0
+
+
+class TwoTowers(nn.Module):
+    """Text and image encoders of different depth, compared by a dot product."""
+
+    def __init__(self, width=16):
+        super().__init__()
+        self.embed = nn.Embedding(20, width)
+        self.patches = nn.Conv2d(3, width, 4, 4)
+        self.text = nn.Sequential(Block(width, 2), Block(width, 2))
+        self.vision = nn.Sequential(Block(width, 2), Block(width, 2), Block(width, 2))
+
+    def forward(self, ids, pixels):
+        text = self.text(self.embed(ids))[:, -1]
+        image = self.vision(self.patches(pixels).flatten(2).transpose(1, 2))[:, 0]
+        return (text * image).sum(-1)
+
+
+def test_every_stream_has_its_own_last_layer():
+    model = randomise(TwoTowers().double())
+    ids, pixels = torch.randint(0, 20, (2, 5)), torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    inputs = {"ids": ids, "pixels": pixels}
+    records = {r.name: r.attention for r in AttentionRollout(model).attention_records(inputs)}
+    for layer in (-1, 0):
+        got = RawAttention(model, layer=layer).attribute_tokens(inputs)
+        text = records[f"text.{range(2)[layer]}"].mean(1)[:, -1]
+        image = records[f"vision.{range(3)[layer]}"].mean(1)[:, 0]
+        assert torch.allclose(got["ids"], text, atol=1e-12)
+        assert torch.allclose(got["pixels"].flatten(1), image, atol=1e-12)
+
+
+def test_bad_options():
+    model = randomise(TinyViT())
+    images = torch.randn(1, 3, 8, 8)
+    with pytest.raises(InputError, match="layer=5: .* 2 attention calls"):
+        RawAttention(model, layer=5).attribute(images, 0)
+    with pytest.raises(InputError, match="average='mean': choose one of row, map"):
+        AttentionGradCam(model, average="mean")
