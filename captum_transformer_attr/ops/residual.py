@@ -89,9 +89,17 @@ class ConstantSum(Node):
         return (unbroadcast(g, self.x.shape),)
 
 
-def is_bias(constant: Tensor) -> bool:
-    """A scalar, or a vector along one axis that is the same for every token."""
-    return constant.numel() == 1 or sum(size > 1 for size in constant.shape) <= 1
+def is_bias(constant: Tensor, shape: torch.Size, layout: lay.Layout | None) -> bool:
+    """A scalar, a vector, or anything that is the same for all of several tokens. What is added to a single token (a class token) is a summand.
+
+    Decided without the batch axis, so that an example alone is treated as it is in a batch.
+    """
+    if constant.numel() == 1 or constant.ndim <= 1:
+        return True
+    found = lay.labels(layout) if layout else [{lay.BATCH}, *({lay.MIXED} for _ in shape[2:]), {lay.FEATURE}]
+    tokens = [i - len(shape) for i, (label, size) in enumerate(zip(found, shape, strict=False)) if size > 1 and not label & {lay.BATCH, lay.FEATURE}]
+    varies = any(constant.ndim >= -i and constant.shape[i] > 1 for i in tokens)
+    return bool(tokens) and not varies
 
 
 def add_constant(recorder: Recorder, x: Tensor, constant: Any) -> Tensor:
@@ -101,7 +109,7 @@ def add_constant(recorder: Recorder, x: Tensor, constant: Any) -> Tensor:
     scores = tag is not None and tag.role == tags.SCORES
     shape = torch.broadcast_shapes(x.shape, constant.shape)
     layout = lay.broadcast([(tag.layout, x.shape)], shape) if tag else None
-    node = ConstantSum(constant, ignored=scores or is_bias(constant))
+    node = ConstantSum(constant, ignored=scores or is_bias(constant, shape, layout))
     kept = {"role": tag.role, "root": tag.root if tag.root >= 0 or not constant.numel() == 1 else tag.origin} if tag else {}
     return recorder.run(node, x, layout=layout, **kept)
 
