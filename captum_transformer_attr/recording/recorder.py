@@ -25,6 +25,7 @@ HANDLERS: dict[str, Handler] = {}  # function name → what makes a node of it
 ON_CONSTANTS: dict[str, Handler] = {}  # function name → what happens if no operand depends on an input: ``handler(recorder, function, *args)``
 LAYOUTS: dict[str, Callable[..., Layout | None]] = {}  # view-like function name → layout of its result
 HANDLE = "_captum_transformer_attr_handle"  # float stand-in of an integer tensor of token ids
+REFUSED = {"grid_sample": "deformable attention reads values at positions of its own and has no attention map"}  # function name → why
 CUT = "_captum_transformer_attr_cut"  # path of the module that took this tensor out of the graph
 
 # Functions that read only shapes, dtypes or devices of their tensor arguments.
@@ -137,6 +138,11 @@ class Recorder(TorchFunctionMode):
             return self.on_constants(func, name, operands, args, kwargs)
         if name in ("detach", "data") or not torch.is_grad_enabled():
             return self.cut(func(*args, **kwargs), operands)
+        if name in REFUSED:
+            raise UnsupportedOperationError(
+                f"no rule for operation '{name}' in module '{self.path}': {REFUSED[name]}. "
+                f"Way out: register_rule(type(model.get_submodule('{self.path}')), relevance=...)."
+            )
         self.refuse_cut(operands)
         if self.promote:
             if name in CONVERSIONS:
