@@ -44,8 +44,10 @@ def z_plus(node: LinearMap, r: Tensor, signal: Signal) -> Grads:
     node.absorb(lambda: torch.where(size == 0, r, 0))
     z = y + size
     negative = z <= size * SMALLEST_SHARE[r.dtype]
-    s = torch.where(negative, 0, r / z)
-    signed = s + torch.where(negative & (size > 0), r / y, 0)
+    signed = s = r / z
+    if bool(negative.any()):
+        s = torch.where(negative, 0, s)
+        signed = s + torch.where(negative & (size > 0), r / y, 0)
     return (node.pullback(signed, node.weight).mul_(x).addcmul_(node.pullback(s, weight), magnitude),)
 
 

@@ -1,0 +1,154 @@
+"""Models and methods of the speed and memory benchmarks: random weights, nothing is downloaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from captum.attr import InputXGradient, IntegratedGradients, LayerGradCam
+from torch import Tensor, nn
+
+from captum_transformer_attr import (
+    AttentionRelevance,
+    AttentionRollout,
+    ForwardWrapper,
+    TokenStatisticsRelevance,
+    TransformerLRP,
+    TransformerRelevance,
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One model and one batch. ``embed``: the token embedding, for Captum's methods that need floats. ``layer``: where Grad-CAM looks."""
+
+    model: nn.Module
+    inputs: Any
+    target: Any
+    items: int  # images or tokens per batch
+    unit: str
+    embed: nn.Module | None = None
+    layer: nn.Module | None = None
+
+    def forward(self) -> None:
+        with torch.no_grad():
+            self.model(**self.inputs) if isinstance(self.inputs, dict) else self.model(self.inputs)
+
+
+def image_case(name: str, batch: int, size: int = 224) -> Case:
+    import timm
+
+    model = timm.create_model(name, num_classes=1000).eval()
+    layer = model.norm if hasattr(model, "norm") else None
+    return Case(model, torch.randn(batch, 3, size, size), 1, batch, "images", layer=layer)
+
+
+def bert_case(tokens: int, batch: int = 1) -> Case:
+    import transformers
+
+    config = transformers.BertConfig(num_labels=2)
+    model = transformers.BertForSequenceClassification(config).eval()
+    inputs = {"input_ids": torch.randint(0, config.vocab_size, (batch, tokens)), "attention_mask": torch.ones(batch, tokens, dtype=torch.long)}
+    return Case(model, inputs, 1, batch * tokens, "tokens", embed=model.bert.embeddings.word_embeddings)
+
+
+def llama_case(tokens: int) -> Case:
+    """A Llama-style model of about 125M parameters."""
+    import transformers
+
+    config = transformers.LlamaConfig(
+        hidden_size=768,
+        intermediate_size=2048,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        num_key_value_heads=4,
+        vocab_size=32000,
+        max_position_embeddings=16384,
+        use_cache=False,
+    )
+    model = transformers.LlamaForCausalLM(config).eval()
+    inputs = {"input_ids": torch.randint(0, config.vocab_size, (1, tokens)), "logits_to_keep": 1}
+    return Case(model, inputs, (0, 1), tokens, "tokens", embed=model.model.embed_tokens)
+
+
+CASES: dict[str, Callable[[], Case]] = {
+    **{
+        f"{short} batch {batch}": lambda name=name, batch=batch: image_case(name, batch)
+        for short, name in (("ViT-Ti", "vit_tiny_patch16_224"), ("ViT-S", "vit_small_patch16_224"), ("ViT-B", "vit_base_patch16_224"))
+        for batch in (1, 8, 32)
+    },
+    "Swin-T batch 8": lambda: image_case("swin_tiny_patch4_window7_224", 8),
+    "BERT-base 128 tokens": lambda: bert_case(128),
+    "BERT-base 512 tokens": lambda: bert_case(512),
+    "Llama-125M 512 tokens": lambda: llama_case(512),
+    "Llama-125M 2048 tokens": lambda: llama_case(2048),
+    "Llama-125M 8192 tokens": lambda: llama_case(8192),
+    "tiny": lambda: image_case("test_vit", 2, 160),
+}
+
+Run = Callable[[], Any]
+
+
+def ours(case: Case) -> dict[str, Run]:
+    methods = {
+        "TransformerRelevance": TransformerRelevance(case.model),
+        "AttentionRelevance": AttentionRelevance(case.model),
+        "TokenStatisticsRelevance": TokenStatisticsRelevance(case.model),
+        "AttentionRollout": AttentionRollout(case.model),
+        **{f"TransformerLRP {rules}": TransformerLRP(case.model, rules=rules) for rules in ("deep_taylor", "attnlrp", "cp", "libra")},
+    }
+    return {name: lambda method=method: method.attribute(case.inputs, target=case.target) for name, method in methods.items()}
+
+
+def peers(case: Case, steps: int = 50) -> dict[str, Run]:
+    """Captum's methods on the same model; token ids enter through their embedding, as Captum's layer wrappers do."""
+    if case.embed is None:
+        wrapped: nn.Module = ForwardWrapper(case.model)
+        inputs = case.inputs
+    else:
+        inputs = case.embed(case.inputs["input_ids"]).detach()
+        others = {k: v for k, v in case.inputs.items() if k != "input_ids"}
+        wrapped = Embedded(case.model, others)
+    found: dict[str, Run] = {
+        "InputXGradient": lambda: InputXGradient(wrapped).attribute(inputs.clone().requires_grad_(), target=case.target),
+        f"IntegratedGradients ({steps} steps)": lambda: IntegratedGradients(wrapped).attribute(
+            inputs, target=case.target, n_steps=steps, internal_batch_size=max(8, len(inputs))
+        ),
+    }
+    if case.layer is not None:
+        found["LayerGradCam"] = lambda: LayerGradCam(wrapped, case.layer).attribute(inputs, target=case.target)
+    if case.embed is not None and hasattr(case.model.config, "num_attention_heads") and "attention_mask" in case.inputs:
+        found["rollout of output_attentions"] = lambda: hugging_face_rollout(case)
+    return found
+
+
+class Embedded(nn.Module):
+    """A Hugging Face model called with embeddings."""
+
+    def __init__(self, model: nn.Module, others: dict[str, Any]) -> None:
+        super().__init__()
+        self.model, self.others = model, others
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        others = {
+            k: v.repeat_interleave(len(embeddings) // len(v), 0) if isinstance(v, Tensor) else v for k, v in self.others.items()
+        }
+        logits: Tensor = self.model(inputs_embeds=embeddings, **others).logits
+        return logits
+
+
+def hugging_face_rollout(case: Case) -> Tensor:
+    """What users write today: eager attentions of every layer, averaged over heads, multiplied out."""
+    before = case.model.config._attn_implementation
+    case.model.set_attn_implementation("eager")
+    try:
+        with torch.no_grad():
+            maps = case.model(**case.inputs, output_attentions=True).attentions
+    finally:
+        case.model.set_attn_implementation(before)
+    result = torch.eye(maps[0].shape[-1]).expand(len(maps[0]), -1, -1)
+    for a in maps:
+        result = (a.mean(1) + torch.eye(a.shape[-1])) / 2 @ result
+    return result

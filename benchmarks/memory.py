@@ -1,0 +1,109 @@
+"""Peak memory above the weights, per method: CUDA's allocator peak, or on the CPU the resident peak of a process of its own.
+
+    python -m benchmarks.memory                              # to docs/results/memory.md and .json
+    python -m benchmarks.memory "Llama-125M 2048 tokens"
+    python -m benchmarks.memory --smoke
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import Progress
+
+from benchmarks.cases import CASES, ours, peers
+from captum_transformer_attr.evaluation.machine import circumstances
+
+RESULTS = Path(__file__).parent.parent / "docs" / "results"
+DEFAULT = [n for n in CASES if n != "tiny" and "batch 32" not in n]
+FORWARD = "forward"
+
+
+def peak(case_name: str, method: str) -> float:
+    """MiB above the weights, in this process: run once per process."""
+    torch.manual_seed(0)
+    case = CASES[case_name]()
+    run = case.forward if method == FORWARD else (ours(case) | peers(case))[method]
+    if torch.cuda.is_available():
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        run()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    before = resident()
+    run()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
+
+
+def resident() -> float:
+    """Resident memory now, MiB (Linux)."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
+
+
+def in_subprocess(case: str, method: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks.memory", case, "--one", method]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+    if done.returncode:
+        return {"failed": done.stderr.strip().splitlines()[-1][:120] if done.stderr.strip() else f"exit status {done.returncode}"}
+    return {"mib": float(done.stdout.strip().splitlines()[-1])}
+
+
+def markdown(results: list[dict[str, Any]], about: dict[str, Any]) -> str:
+    lines = ["# Memory", "", "Peak above the weights and what the process held before, one process per figure.", ""]
+    lines += [f"- {key}: {value}" for key, value in about.items()] + [""]
+    for result in results:
+        lines += [f"## {result['case']}", "", f"| method | MiB | KiB per {result['unit'][:-1]} |", "| --- | ---: | ---: |"]
+        for method, found in result["methods"].items():
+            if "mib" in found:
+                lines.append(f"| {method} | {found['mib']:.0f} | {found['mib'] * 1024 / result['items']:.1f} |")
+            else:
+                lines.append(f"| {method} | fails | {found['failed']} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def main(
+    cases: Annotated[list[str] | None, typer.Argument(help="names of cases")] = None,
+    only: Annotated[str, typer.Option(help="only methods whose name contains this")] = "",
+    one: Annotated[str, typer.Option(help="print the peak of this one method and stop", hidden=True)] = "",
+    smoke: Annotated[bool, typer.Option(help="the smallest case, two figures, without writing results")] = False,
+    output: Annotated[Path, typer.Option(help="folder of the results")] = RESULTS,
+) -> None:
+    """Measure every method on every case."""
+    if one:
+        print(peak((cases or ["tiny"])[0], one))
+        return
+    names = ["tiny"] if smoke else cases or DEFAULT
+    unknown = [n for n in names if n not in CASES]
+    if unknown:
+        raise typer.BadParameter(f"unknown case {unknown[0]!r}; known: {', '.join(CASES)}")
+    about = circumstances(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    results = []
+    console = Console()
+    with Progress(console=console) as progress:
+        for name in names:
+            case = CASES[name]()
+            methods = [FORWARD, *(m for m in ours(case) | peers(case) if only in m)]
+            if smoke:
+                methods = [FORWARD, "TransformerRelevance"]
+            found = {}
+            for method in progress.track(methods, description=name):
+                found[method] = in_subprocess(name, method)
+                progress.console.print(f"{name} · {method}: {found[method]}")
+            results.append({"case": name, "items": case.items, "unit": case.unit, "methods": found})
+            if not smoke:
+                output.mkdir(parents=True, exist_ok=True)
+                (output / "memory.json").write_text(json.dumps({"about": about, "results": results}, indent=1, default=str))
+                (output / "memory.md").write_text(markdown(results, about))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,119 @@
+"""Time of every method in multiples of the plain forward of the same model, in the same run.
+
+    python -m benchmarks.speed                                # every case the machine can hold, to docs/results/speed.md and .json
+    python -m benchmarks.speed "ViT-B batch 8" --repeat 5     # some cases
+    python -m benchmarks.speed --smoke                        # the smallest case, once
+
+Repetitions are interleaved (forward, method 1, method 2, ..., forward, ...), after one warm-up; medians and the spread are reported.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from benchmarks.cases import CASES, ours, peers
+from captum_transformer_attr.evaluation.machine import circumstances
+
+RESULTS = Path(__file__).parent.parent / "docs" / "results"
+
+
+def seconds(run: Any) -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def measure(name: str, repeat: int, with_peers: bool, only: str, progress: Progress) -> dict[str, Any]:
+    """One case: seconds of every repetition, per method."""
+    case = CASES[name]()
+    methods = ours(case) | (peers(case) if with_peers else {})
+    methods = {m: run for m, run in methods.items() if only in m}
+    times: dict[str, list[float]] = {"forward": [], **{m: [] for m in methods}}
+    task = progress.add_task(name, total=(repeat + 1) * (len(methods) + 1))
+    failed: dict[str, str] = {}
+    for repetition in range(repeat + 1):
+        for method, run in {"forward": case.forward, **methods}.items():
+            if method not in failed:
+                try:
+                    elapsed = seconds(run)
+                except (RuntimeError, ValueError, TypeError, AttributeError, AssertionError) as error:
+                    failed[method] = f"{type(error).__name__}: {str(error).splitlines()[0][:100]}"
+                else:
+                    if repetition:  # the first is the warm-up
+                        times[method].append(elapsed)
+            progress.advance(task)
+    return {"case": name, "items": case.items, "unit": case.unit, "seconds": times, "failed": failed}
+
+
+def rows(result: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+    """method, multiple of the forward, spread, items per second."""
+    forward = statistics.median(result["seconds"]["forward"])
+    found = []
+    for method, times in result["seconds"].items():
+        if method in result["failed"]:
+            found.append((method, "fails", result["failed"][method], ""))
+        elif times:
+            low, middle, high = min(times), statistics.median(times), max(times)
+            spread = f"{low / forward:.2f} - {high / forward:.2f}"
+            found.append((method, f"{middle / forward:.2f}", spread, f"{result['items'] / middle:.1f} {result['unit']}/s"))
+    return found
+
+
+def markdown(results: list[dict[str, Any]], about: dict[str, Any]) -> str:
+    lines = ["# Speed", "", "Multiples of the plain forward of the same model in the same run (median, min - max).", ""]
+    lines += [f"- {key}: {value}" for key, value in about.items()] + [""]
+    for result in results:
+        lines += [f"## {result['case']}", "", "| method | × forward | spread | rate |", "| --- | ---: | ---: | ---: |"]
+        lines += [f"| {' | '.join(row)} |" for row in rows(result)] + [""]
+    return "\n".join(lines)
+
+
+def main(
+    cases: Annotated[list[str] | None, typer.Argument(help="names of cases; default all but 'tiny'")] = None,
+    repeat: Annotated[int, typer.Option(help="counted repetitions", min=1)] = 3,
+    peers: Annotated[bool, typer.Option(help="also time Captum's methods")] = True,
+    only: Annotated[str, typer.Option(help="only methods whose name contains this")] = "",
+    smoke: Annotated[bool, typer.Option(help="the smallest case, once, without writing results")] = False,
+    output: Annotated[Path, typer.Option(help="folder of the results")] = RESULTS,
+    threads: Annotated[int, typer.Option(help="CPU threads, 0 for torch's default")] = 0,
+) -> None:
+    """Time every method on every case."""
+    if threads:
+        torch.set_num_threads(threads)
+    names = ["tiny"] if smoke else cases or [n for n in CASES if n != "tiny"]
+    unknown = [n for n in names if n not in CASES]
+    if unknown:
+        raise typer.BadParameter(f"unknown case {unknown[0]!r}; known: {', '.join(CASES)}")
+    console, results = Console(), []
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    about = {**circumstances(device), "threads": torch.get_num_threads(), "repetitions": repeat}
+    with Progress(console=console) as progress:
+        for name in names:
+            torch.manual_seed(0)
+            results.append(measure(name, 1 if smoke else repeat, peers, only, progress))
+            table = Table("method", "× forward", "spread", "rate", title=name)
+            for row in rows(results[-1]):
+                table.add_row(*row)
+            progress.console.print(table)
+            if not smoke:
+                output.mkdir(parents=True, exist_ok=True)
+                (output / "speed.json").write_text(json.dumps({"about": about, "results": results}, indent=1, default=str))
+                (output / "speed.md").write_text(markdown(results, about))
+
+
+if __name__ == "__main__":
+    typer.run(main)
