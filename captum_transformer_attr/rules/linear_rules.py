@@ -14,6 +14,7 @@ from torch import Tensor
 
 from captum_transformer_attr.ops.linear import Convolution, LinearMap
 from captum_transformer_attr.recording import layout as lay
+from captum_transformer_attr.rules.deep_taylor import SMALLEST_SHARE
 from captum_transformer_attr.rules.table import divide
 
 
@@ -57,14 +58,19 @@ class Gamma:
 
 @dataclass(frozen=True)
 class ZPlus:
-    """z⁺ rule for inputs of any sign (CVPR 2021, eq. 3-4): only positive contributions count, the bias is ignored."""
+    """z⁺ rule for inputs of any sign (CVPR 2021, eq. 3-4): only positive contributions count, the bias is ignored.
+
+    An output without any shares its relevance among the negative ones, as in the ``deep_taylor`` table.
+    """
 
     def coefficients(self, node: LinearMap, r: Tensor) -> Tensor:
         x, magnitude = node.x, node.weight.abs()
-        size = node.map(x.abs(), magnitude)
+        size, y = node.map(x.abs(), magnitude), node.unbiased()
         node.absorb(lambda: torch.where(size == 0, r, 0))
-        s = divide(r, (node.unbiased() + size) / 2)
-        return (node.pullback(s, node.weight) + x.sign() * node.pullback(s, magnitude)) / 2
+        positive = y + size > size * SMALLEST_SHARE[r.dtype]
+        s = torch.where(positive, r / (y + size), 0)
+        signed = torch.where(positive | (size == 0), s, r / y)
+        return node.pullback(signed, node.weight) + x.sign() * node.pullback(s, magnitude)
 
 
 @dataclass(frozen=True)
