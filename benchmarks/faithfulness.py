@@ -51,7 +51,22 @@ OURS = (
 )
 FAST_PEERS = ("InputXGradient", "LayerGradCam")
 SLOW_PEERS = ("IntegratedGradients", "GradientShap", "Occlusion")
+STATISTICS = tuple(f"TokenStatisticsRelevance:side={side}" for side in ("none", "key", "query", "row")) + tuple(
+    f"TokenStatisticsRelevance:side={side}:{option}"
+    for side in ("none", "key")
+    for option in ("start=gradient_x_activation", "merging=activation")
+)
 METHODS = {
+    "statistics": (
+        *STATISTICS,
+        "TransformerRelevance",
+        "AttentionRollout",
+        "RawAttention",
+        "LayerGradCam",
+        "InputXGradient",
+        RANDOM,
+        CENTER,
+    ),
     "image": (*OURS, "TransformerRelevance:start_layer=1", *FAST_PEERS, *SLOW_PEERS, RANDOM, CENTER),
     "text": (*OURS, "InputXGradient", *SLOW_PEERS, RANDOM),
     "question": (*OURS, "InputXGradient", *SLOW_PEERS, RANDOM),

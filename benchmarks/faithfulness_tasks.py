@@ -74,6 +74,22 @@ def _swin(options: Options) -> Task:
     return ImageTask("swin", "Swin on its held-out images", model, reader, (*PROTOCOL, "pointing"), indices)  # type: ignore[arg-type]
 
 
+STATISTICS = ("perturbation", "discriminativeness", "pointing", "corners")
+
+
+def _swin_statistics(options: Options) -> Task:
+    folder = options.data / "swin_tinyimagenet20"
+    model = load_model(str(folder / "model.safetensors"), None, PreprocessingOptions(squash=True))
+    reader = BoxedImages(folder / "validation_images.zip", folder / "validation.json")
+    return ImageTask("swin-statistics", "Swin and layer-norm statistics", model, reader, STATISTICS, options.indices(len(reader), 400))  # type: ignore[arg-type]
+
+
+def _vit_statistics(options: Options) -> Task:
+    reader = TinyImageNetValidation(options.data / "tiny_imagenet_val" / "val.tar.gz")
+    indices = options.indices(len(reader), 300)
+    return ImageTask("vit-statistics", "ViT-Tiny and layer-norm statistics", _vit(options), reader, ("pointing", "corners"), indices)
+
+
 def _sst(options: Options) -> Task:
     model: Any = load_model(str(options.data / "minilm_sst2"))
     reader = SstRationales(options.data / "sst_rationales" / "sst_rationales.jsonl")
@@ -128,7 +144,7 @@ class Entry:
 
     Attributes:
         build: makes it.
-        kind: `"image"`, `"text"` or `"question"`: which methods it is measured with by default.
+        kind: `"image"`, `"statistics"`, `"text"`, ...: which methods it is measured with by default.
         needs: folders below the data folder.
     """
 
@@ -144,6 +160,8 @@ TASKS: dict[str, Entry] = {
     "vit-imagenet-captum": Entry(_vit_imagenet_captum, "fast", ("vit_tiny_imagenet", "imagenet_samples")),
     "vit-boxes": Entry(_vit_boxes, "image", ("vit_tiny_imagenet", "tiny_imagenet_val")),
     "swin": Entry(_swin, "image", ("swin_tinyimagenet20",)),
+    "swin-statistics": Entry(_swin_statistics, "statistics", ("swin_tinyimagenet20",)),
+    "vit-statistics": Entry(_vit_statistics, "statistics", ("vit_tiny_imagenet", "tiny_imagenet_val")),
     "minilm-sst": Entry(_sst, "text", ("minilm_sst2", "sst_rationales")),
     "minilm-movies": Entry(_movies, "text", ("minilm_sst2", "eraser_movies")),
     "stories": Entry(_stories, "text", ("stories260k",)),

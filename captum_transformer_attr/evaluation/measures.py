@@ -212,6 +212,43 @@ class Pointing(Measure):
 
 
 @dataclass(frozen=True)
+class Corners(Measure):
+    """Positive relevance in the four corner squares (a quarter of the side each, a quarter of the area together) over their share of the area.
+
+    1 is even; a hierarchical model whose heat sits in the image corners has far more.
+    """
+
+    role: str = "label"
+    name: str = "corners"
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return (self.role,)
+
+    def accumulator(self, forward: Forward) -> MeanScore:
+        return MeanScore()
+
+    def update(self, accumulator: MeanScore, batch: Batch, maps: Mapping[str, Any], explain: Explain) -> None:
+        accumulator.update(corners=corner_mass(entry_scores(maps[self.role])))
+
+    def columns(self, accumulator: MeanScore, seed: int) -> list[Column]:
+        return [Column("corner mass / area", "lower", accumulator.compute(seed=seed)["corners"])]
+
+
+def corner_mass(maps: Tensor) -> Tensor:
+    """Share of the positive mass of maps (N, H, W) in the corner squares, over their share of the area, (N,); 0 for a map without positive mass."""
+    height, width = maps.shape[1] // 4, maps.shape[2] // 4
+    inside = torch.zeros(maps.shape[1:], dtype=torch.bool, device=maps.device)
+    for rows in (slice(0, height), slice(maps.shape[1] - height, None)):
+        for columns in (slice(0, width), slice(maps.shape[2] - width, None)):
+            inside[rows, columns] = True
+    mass = maps.clamp(min=0)
+    total = mass.flatten(1).sum(1)
+    share = (mass * inside).flatten(1).sum(1) / torch.where(total == 0, 1, total)
+    return share / inside.float().mean()
+
+
+@dataclass(frozen=True)
 class Segmentation(Measure):
     """Pixel accuracy, mean IoU and average precision."""
 
