@@ -252,6 +252,23 @@ def test_unforeseen_errors_are_one_line_too(
     assert "Traceback" in capsys.readouterr().err
 
 
+def test_coverage_lists_operations_and_needs_no_weights(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "bert" / "model.safetensors").rename(folder / "elsewhere")
+    try:
+        assert run(["coverage", "-m", str(folder / "bert")]) == 0
+    finally:
+        (folder / "elsewhere").rename(folder / "bert" / "model.safetensors")
+    out = capsys.readouterr().out
+    assert "residual sum" in out and "2 attention calls, nothing refused" in out
+    assert run(["coverage", "-m", "./nowhere"]) == 1
+    assert capsys.readouterr().err == "error: model ./nowhere: there is no such folder or file\n"
+
+
+def test_coverage_of_a_refused_model_fails(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["coverage", "-m", "resnet18", "--size", "32"]) == 1
+    assert "refused: " in capsys.readouterr().out
+
+
 def test_program_starts_as_a_module() -> None:
     result = subprocess.run(
         [

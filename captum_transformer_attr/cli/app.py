@@ -134,11 +134,15 @@ def coverage(
     num_classes: Classes = None,
     size: Size = None,
 ) -> None:
-    """List every operation of a model with its rule, and what would be refused. Needs no weights."""
+    """List every operation of a model with its rule, and what would be refused. Needs no weights.
+
+    The exit status is 1 if the model would be refused.
+    """
     from captum_transformer_attr.cli.coverage import run_coverage
     from captum_transformer_attr.cli.values import image_options
 
-    run_coverage(model, class_count=num_classes, preprocessing=image_options(size, None, None, False))
+    if not run_coverage(model, class_count=num_classes, preprocessing=image_options(size, None, None, False)):
+        raise typer.Exit(1)
 
 
 @app.command()

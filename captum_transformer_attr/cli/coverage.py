@@ -7,11 +7,16 @@ from captum_transformer_attr.loading import PreprocessingOptions
 from captum_transformer_attr.loading.samples import model_with_sample
 
 
-def run_coverage(model: str, *, class_count: int | None, preprocessing: PreprocessingOptions) -> None:
+def run_coverage(model: str, *, class_count: int | None, preprocessing: PreprocessingOptions) -> bool:
     """Print the table of a model built without its weights.
+
+    Returns:
+        Whether the model can be explained.
 
     Raises:
         LoadingError: if the model cannot be built or no input can be made up.
     """
     built, inputs = model_with_sample(model, preprocessing, class_count=class_count)
-    print(captum_transformer_attr.coverage(built, inputs))
+    table = captum_transformer_attr.coverage(built, inputs)
+    print(table)
+    return bool(table)

@@ -68,6 +68,9 @@ def read_config(name: str) -> Any:
     """
     from transformers import AutoConfig
 
+    path = Path(name)
+    if not path.is_dir() and (path.is_absolute() or name.startswith(".") or len(path.parts) > 2):
+        raise LoadingError(f"model {name}: there is no such folder or file")
     try:
         return AutoConfig.from_pretrained(name)
     except Exception as error:  # a missing folder, a missing network and a broken file raise different classes

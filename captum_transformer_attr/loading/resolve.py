@@ -46,8 +46,6 @@ def load_model(
         loaded = load_described(path, options)
     elif not path.is_dir() and is_timm_name(spec):
         loaded = load_timm(spec, checkpoint, options, class_count=class_count, random_weights=random_weights)
-    elif not path.is_dir() and (path.is_absolute() or spec.startswith(".") or len(path.parts) > 2):
-        raise LoadingError(f"model {spec}: there is no such folder or file")
     else:
         loaded = load_hf(spec, checkpoint, options, class_count=class_count, random_weights=random_weights)
     check_finite(loaded.model, spec)
