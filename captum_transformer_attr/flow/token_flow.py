@@ -20,6 +20,7 @@ from captum_transformer_attr.ops.linear import Linear, LinearMap
 from captum_transformer_attr.ops.norm import Centring, Norm, Statistic
 from captum_transformer_attr.ops.product import Product
 from captum_transformer_attr.ops.residual import ConstantSum, Sum
+from captum_transformer_attr.ops.scatter import Accumulation
 from captum_transformer_attr.ops.shape import Join
 from captum_transformer_attr.recording import layout as lay
 from captum_transformer_attr.recording.node import Grads, Node
@@ -121,6 +122,14 @@ def residual(node: Sum, r: Tensor, signal: Flow) -> Grads:
             take_second_identity(node, r, signal)
     sizes = (node.a.shape, node.b.shape)
     return tuple(None if s is None else unbroadcast(s, size) for s, size in zip(shares, sizes, strict=True))
+
+
+def accumulation(node: Accumulation, r: Tensor, signal: Flow) -> Grads:
+    """Equal shares to what is there."""
+    features = (-1,) if node.layout is None else lay.feature_axes(node.layout)
+    first, second = ((t != 0).any(features, keepdim=True) if features else t != 0 for t in (node.a, node.b))
+    share = r / (first.to(r.dtype) + second.to(r.dtype)).clamp(min=1)
+    return share * first, share * second
 
 
 def take_second_identity(node: Sum, r: Tensor, signal: Flow) -> None:
@@ -238,6 +247,7 @@ TABLE: dict[type[Node], Rule] = {
     Linear: linear,
     Attention: attention,
     Sum: residual,
+    Accumulation: accumulation,
     MatMul: matrix_product,
     Softmax: identity,
     Norm: identity,

@@ -8,6 +8,7 @@ from captum_transformer_attr.ops import constant_attention as constant_attention
 from captum_transformer_attr.ops import elementwise as elementwise
 from captum_transformer_attr.ops import residual as residual
 from captum_transformer_attr.ops import product as product
+from captum_transformer_attr.ops import scatter as scatter
 from captum_transformer_attr.ops import norm as norm
 from captum_transformer_attr.ops import embedding as embedding
 from captum_transformer_attr.ops import shape as shape

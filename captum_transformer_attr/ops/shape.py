@@ -17,11 +17,11 @@ from captum_transformer_attr.recording.tags import tag_of
 # Autograd nodes (without their number) whose backward moves values, sums them at forks, or picks a winner.
 VIEW_LIKE = frozenset(
     """View UnsafeView Reshape ReshapeAlias Transpose Permute T Squeeze Unsqueeze Expand Slice Select Split SplitWithSizes Unbind Narrow Clone ToCopy
-    Alias AsStrided Index IndexSelect Gather Cat Stack Roll Flip Repeat RepeatInterleave Chunk Contiguous Unfold UnfoldBackward Im2Col Col2Im Diagonal
-    MaskedFill MaskedSelect MaskedScatter Where IndexPut IndexPutImpl IndexAdd IndexCopy Scatter ScatterAdd ConstantPadNd ReflectionPad1D
+    Alias AsStrided Index IndexSelect Gather Cat Stack Roll Flip Repeat RepeatInterleave Chunk Contiguous Unfold UnfoldBackward Im2Col Diagonal
+    MaskedFill MaskedSelect MaskedScatter Where IndexPut IndexPutImpl IndexCopy Scatter ConstantPadNd ReflectionPad1D
     ReflectionPad2D ReplicationPad1D ReplicationPad2D MaxPool2DWithIndices MaxPool1D MaxPool3DWithIndices AdaptiveMaxPool2D Max Min Amax Amin Maximum Minimum
     Topk Sort CopySlices Copy AccumulateGrad SwapAxes Movedim PixelShuffle PixelUnshuffle Detach SelectScatter SliceScatter Tril Triu
-    UnsafeSplit UnsafeSplitWithSizes Take Fill ChannelShuffle Trace ExpandCopy ViewCopy Kthvalue Msort PadSequence Rot90 Flatten""".split()
+    UnsafeSplit UnsafeSplitWithSizes Take Fill ChannelShuffle ExpandCopy ViewCopy Kthvalue Msort PadSequence Rot90 Flatten""".split()
 )
 
 
@@ -103,7 +103,7 @@ def unfolded(out: Tensor, x: Tensor, *_: Any, **__: Any) -> lay.Layout | None:
     return lay.fallback(layout_of(x), out.shape)
 
 
-@infers("pixel_shuffle", "pixel_unshuffle", "fold", "repeat", "tile", "masked_select", "index_add", "scatter_add", "gather", "index_select", "roll", "flip",
+@infers("pixel_shuffle", "pixel_unshuffle", "repeat", "tile", "masked_select", "gather", "index_select", "roll", "flip",
         "pad", "chunk", "split", "split_with_sizes", "tensor_split", "narrow", "contiguous", "clone", "to", "float", "half", "double", "bfloat16",
         "type_as", "type", "masked_fill", "__setitem__", "cuda", "cpu", "dropout", "max_pool2d", "max_pool1d", "take_along_dim", "masked_scatter", "copy_")  # fmt: skip
 def same_axes(out: Tensor, x: Any, *_: Any, **__: Any) -> lay.Layout | None:

@@ -16,6 +16,7 @@ from captum_transformer_attr.ops.linear import LinearMap, Pool
 from captum_transformer_attr.ops.norm import Centring, Norm, Statistic
 from captum_transformer_attr.ops.product import Product
 from captum_transformer_attr.ops.residual import ConstantSum, Sum
+from captum_transformer_attr.ops.scatter import Accumulation
 from captum_transformer_attr.ops.shape import Join
 from captum_transformer_attr.recording.node import Grads, Node
 from captum_transformer_attr.rules.table import Rule, Signal, divide
@@ -106,6 +107,12 @@ def rescale(node: Node, ra: Tensor, rb: Tensor, r: Tensor) -> tuple[Tensor, Tens
     return scaled[0], scaled[1]
 
 
+def accumulation(node: Accumulation, r: Tensor, signal: Signal) -> Grads:
+    """LRP-0: every contribution (an expert's output times its gate) keeps its share of the sum."""
+    s = divide(r, node.a + node.b)
+    return node.a * s, node.b * s
+
+
 def constant_sum(node: ConstantSum, r: Tensor, signal: Signal) -> Grads:
     """A positional embedding is a summand like any other and keeps its share; biases and masks are ignored."""
     if node.ignored:
@@ -163,6 +170,7 @@ TABLE: dict[type[Node], Rule] = {
     ValueProduct: eager_attention,
     FusedAttention: fused_attention,
     Sum: residual,
+    Accumulation: accumulation,
     ConstantSum: constant_sum,
     Softmax: identity,
     Norm: identity,
