@@ -37,6 +37,9 @@ PASSIVE = frozenset(
     get_device retains_grad is_nonzero _is_view allclose equal register_hook is_shared itemsize nbytes""".split()
 )
 
+# Functions that read only the shape or the dtype of their second argument.
+LIKE_ANOTHER = frozenset("type_as view_as reshape_as expand_as to".split())
+
 
 def handles(*names: str) -> Callable[[Handler], Handler]:
     """Register what makes a node of the torch functions with these names: ``handler(recorder, *args, **kwargs)``.
@@ -247,6 +250,8 @@ class Recorder(TorchFunctionMode):
         return Tag(origin=self.counter, ancestors=ancestors, **values)
 
     def tag_native(self, out: Tensor, name: str, operands: list[Tensor], args: Any, kwargs: Any) -> None:
+        if name in LIKE_ANOTHER:
+            operands = operands[:1]
         found = [t for t in map(tag_of, operands) if t is not None]
         if not found:
             found = [self.merged([])]
@@ -267,7 +272,7 @@ class Recorder(TorchFunctionMode):
             moved = self.merged(found, layout=layout, role=roles.pop() if len(roles) == 1 else tags.PLAIN)
         setattr(out, tags.ATTRIBUTE, moved)
         if out.grad_fn is not None:
-            out.grad_fn.metadata.setdefault(tags.ATTRIBUTE, (name, self.path))
+            describe(out.grad_fn, name, self.path)
 
     def tag_base(self, written: Tensor) -> None:
         """A write into a view makes the viewed tensor depend on the input too."""
@@ -347,6 +352,11 @@ def replaced(value: Any, by_id: dict[int, Tensor]) -> Any:
     if isinstance(value, dict):
         return type(value)({k: replaced(v, by_id) for k, v in value.items()})
     return value
+
+
+def describe(grad_fn: Any, name: str, path: str) -> None:
+    """Note on an autograd node which function made it where, for the audit's message; the first note stays."""
+    grad_fn.metadata.setdefault(tags.ATTRIBUTE, (name, path))
 
 
 def undispatched(function: Any) -> Callable[..., Any] | None:
