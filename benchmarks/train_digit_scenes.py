@@ -50,10 +50,14 @@ class Recipe:
 
 
 RECIPES: dict[str, Recipe] = {
-    # A ViT learns to read one digit in a quarter of the canvas first, where a step costs a sixth.
+    # A ViT learns to read one digit in a quarter of the canvas first, where a scene costs a sixth.
     "vit": Recipe(
         dict(img_size=64, patch_size=4, num_classes=10, embed_dim=64, depth=6, num_heads=4),
-        (Stage(32, (0, 1), 240_000, 128, 2e-3), Stage(64, (2, 4), 70_000, 64, 1e-3)),
+        (
+            Stage(32, (0, 1), 200_000, 64, 2e-3),
+            Stage(48, (1, 2), 80_000, 64, 1e-3),
+            Stage(64, (2, 4), 50_000, 64, 1e-3),
+        ),
         bfloat16=False,
     ),
     "swin": Recipe(

@@ -98,7 +98,7 @@ def test_text_scores_are_per_word(folder: Path, capsys: pytest.CaptureFixture[st
     for merge in ("max", "sum"):
         assert explain(*arguments, "--merge", merge, "-t", "negative", "--json") == 0
         (example,) = json.loads(capsys.readouterr().out)["examples"]
-        assert example["panels"][0]["tokens"] == pieces
+        assert example["panels"][0]["tokens"]["negative"] == pieces
         results[merge] = example["panels"][0]["scores"]["negative"]
     for method in ("TransformerRelevance", "InputXGradient"):
         assert results["max"][method][0] == results["sum"][method][0]  # one piece
@@ -153,7 +153,11 @@ def test_long_texts_are_cut_where_the_model_ends(folder: Path) -> None:
 def test_texts_are_read_from_files(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("review.txt").write_text("a good film")
     assert explain("review.txt", "-m", folder / "bert", "--method", "Saliency", "--json") == 0
-    assert json.loads(capsys.readouterr().out)["examples"][0]["panels"][0]["tokens"] == ["a", "good", "film"]
+    assert json.loads(capsys.readouterr().out)["examples"][0]["panels"][0]["tokens"]["negative"] == [
+        "a",
+        "good",
+        "film",
+    ]
 
 
 def test_hostile_text_is_shown_as_text(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

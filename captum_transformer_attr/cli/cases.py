@@ -15,6 +15,26 @@ from captum_transformer_attr.comparison import Method
 from captum_transformer_attr.visualization import Example, ImagePanel, TextPanel
 from captum_transformer_attr.visualization.report import FloatArray, Panel
 
+TakeScores = Callable[[Any, str], FloatArray]
+"""From a method's result and the label of what was asked to the scores that a view shows."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """One thing to explain about a case.
+
+    Attributes:
+        label: How it is shown, e.g. the name of the class.
+        target: Captum's target.
+        inputs: A batch of one, as the model takes it.
+        probability: What the model gives to it, where there is such a thing.
+    """
+
+    label: str
+    target: Any
+    inputs: Any
+    probability: float | None = None
+
 
 @dataclass(frozen=True)
 class ImageView:
@@ -23,12 +43,12 @@ class ImageView:
     Attributes:
         title: Heading of the panel.
         image: ``(H, W, 3)`` uint8.
-        scores: From a method's result to ``(h, w)``.
+        scores: To ``(h, w)``.
     """
 
     title: str
     image: npt.NDArray[np.uint8]
-    scores: Callable[[Any], FloatArray]
+    scores: TakeScores
 
 
 @dataclass(frozen=True)
@@ -37,40 +57,36 @@ class TextView:
 
     Attributes:
         title: Heading of the panel.
-        tokens: What is shown, words or pieces.
-        scores: From a method's result to ``(len(tokens),)``.
+        tokens: What is shown, words or pieces; by label where every question has a text of its own.
+        scores: To one score per token.
     """
 
     title: str
-    tokens: tuple[str, ...]
-    scores: Callable[[Any], FloatArray]
+    tokens: tuple[str, ...] | Mapping[str, tuple[str, ...]]
+    scores: TakeScores
 
 
 @dataclass(frozen=True)
 class Case:
-    """One input to explain.
+    """What the user gave, and what is asked about it.
 
     Attributes:
         title: Heading.
-        inputs: A batch of one, as the model takes it.
-        targets: ``(label, Captum target)`` of every class to explain.
+        questions: Classes, answers, objects or generated tokens to explain; their labels differ.
         views: One per modality.
-        probabilities: Label -> probability.
         note: A sentence beside the heading.
     """
 
     title: str
-    inputs: Any
-    targets: tuple[tuple[str, Any], ...]
+    questions: tuple[Question, ...]
     views: tuple[ImageView | TextView, ...]
-    probabilities: Mapping[str, float] = field(default_factory=dict)
-    note: str = ""
+    note: str = field(default="")
 
 
 def explain_cases(
     model: nn.Module, cases: Sequence[Case], methods: Sequence[Method], progress: Progress
 ) -> tuple[Example, ...]:
-    """Attribute every class of every case by every method.
+    """Answer every question of every case by every method.
 
     Args:
         model: What all cases are inputs of.
@@ -78,19 +94,20 @@ def explain_cases(
         methods: How.
         progress: Where to show how far it is.
     """
-    task = progress.add_task("explaining", total=sum(len(case.targets) for case in cases) * len(methods))
+    task = progress.add_task("explaining", total=sum(len(case.questions) for case in cases) * len(methods))
     examples = []
     for case in cases:
         scores: list[dict[str, dict[str, FloatArray]]] = [{} for _ in case.views]
-        for label, target in case.targets:
+        for question in case.questions:
             for method in methods:
-                progress.update(task, description=f"{method.name}: {label}")
-                attributions = method.attribute(model, case.inputs, target)
-                for view, by_class in zip(case.views, scores, strict=True):
-                    by_class.setdefault(label, {})[method.name] = view.scores(attributions)
+                progress.update(task, description=f"{method.name}: {question.label}")
+                attributions = method.attribute(model, question.inputs, question.target)
+                for view, by_label in zip(case.views, scores, strict=True):
+                    by_label.setdefault(question.label, {})[method.name] = view.scores(attributions, question.label)
                 progress.advance(task)
-        panels = tuple(_panel(view, by_class) for view, by_class in zip(case.views, scores, strict=True))
-        examples.append(Example(case.title, panels, dict(case.probabilities), case.note))
+        panels = tuple(_panel(view, by_label) for view, by_label in zip(case.views, scores, strict=True))
+        known = {q.label: q.probability for q in case.questions if q.probability is not None}
+        examples.append(Example(case.title, panels, known, case.note))
     return tuple(examples)
 
 

@@ -13,7 +13,8 @@ from rich.progress import Progress
 from rich.table import Table as RichTable
 from torch import Tensor
 
-from captum_transformer_attr.cli.cases import Case, ImageView, explain_cases
+from captum_transformer_attr.cli.cases import Case, ImageView, Question, explain_cases
+from captum_transformer_attr.cli.kinds.image import image_scores
 from captum_transformer_attr.cli.progress import progress_bar
 from captum_transformer_attr.comparison import Method, element_scores, resolve
 from captum_transformer_attr.digit_scenes import DigitScenes, load_swin, load_vit, make_scenes
@@ -164,19 +165,9 @@ def _case(loaded: ImageModel, scenes: DigitScenes, index: int, title: str) -> Ca
     present = scenes.labels[index].nonzero()[:, 0].tolist()
     with torch.no_grad():
         probabilities = loaded.probabilities(loaded.model(pixels[None]))[0]
-    return Case(
-        title=f"{title}, scene {index + 1}",
-        inputs=pixels[None],
-        targets=tuple((f"digit {digit}", digit) for digit in present),
-        views=(
-            ImageView(
-                "scene",
-                loaded.preprocessing.picture(pixels),
-                lambda attributions: element_scores(attributions)[0].numpy(),
-            ),
-        ),
-        probabilities={f"digit {digit}": float(probabilities[digit]) for digit in present},
-    )
+    questions = tuple(Question(f"digit {digit}", digit, pixels[None], float(probabilities[digit])) for digit in present)
+    view = ImageView("scene", loaded.preprocessing.picture(pixels), image_scores)
+    return Case(f"{title}, scene {index + 1}", questions, (view,))
 
 
 def _picture(image: Tensor) -> Image.Image:

@@ -117,8 +117,8 @@ def as_json(model: str, cases: list[Case], examples: tuple[Example, ...]) -> dic
             {
                 "input": case.title,
                 "classes": [
-                    {"label": label, "target": target, "probability": case.probabilities.get(label)}
-                    for label, target in case.targets
+                    {"label": question.label, "target": question.target, "probability": question.probability}
+                    for question in case.questions
                 ],
                 "panels": [_panel_as_json(panel) for panel in example.panels],
             }
@@ -133,7 +133,8 @@ def _panel_as_json(panel: ImagePanel | TextPanel) -> dict[str, Any]:
         for label, by_method in panel.scores.items()
     }
     if isinstance(panel, TextPanel):
-        return {"title": panel.title, "kind": "text", "tokens": list(panel.tokens), "scores": scores}
+        tokens = {label: list(panel.tokens_of(label)) for label in panel.scores}
+        return {"title": panel.title, "kind": "text", "tokens": tokens, "scores": scores}
     return {"title": panel.title, "kind": "image", "size": list(panel.image.shape[:2]), "scores": scores}
 
 
@@ -163,4 +164,4 @@ def _print(examples: tuple[Example, ...]) -> None:
 def _strongest(panel: TextPanel, label: str, method: str, count: int = 5) -> str:
     scores = panel.scores[label][method]
     order = sorted(range(len(scores)), key=lambda index: -scores[index])[:count]
-    return " · ".join(panel.tokens[index] for index in order)
+    return " · ".join(panel.tokens_of(label)[index] for index in order)

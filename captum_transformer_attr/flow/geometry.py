@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,8 +36,9 @@ class TokenScores:
             exact = scores.to(torch.promote_types(scores.dtype, torch.float32))
             wide = F.interpolate(exact[:, None], full, mode=method, align_corners=False if mode == "bilinear" else None)
             # A padded grid (an input that the patch size does not divide) reaches beyond the input.
-            scores = wide[(slice(None), 0, *(slice(0, s) for s in sizes))].to(scores.dtype)
-        index = [slice(None), *(slice(None) if i in self.axes else None for i in range(1, len(shape)))]
+            inside = (slice(None), 0, *[slice(0, s) for s in sizes])
+            scores = wide[inside].to(scores.dtype)
+        index: list[Any] = [slice(None), *(slice(None) if i in self.axes else None for i in range(1, len(shape)))]
         return scores[tuple(index)].expand(shape).contiguous()
 
 
@@ -101,7 +103,8 @@ def pooled_scores(recording: Recording, name: str, values: Tensor) -> TokenScore
         axes = axes_of(finest.layout, name)
         flat = values.sum([i for i in range(1, values.ndim) if i not in axes])
         size = [flat.shape[i + 1] / g for i, g in enumerate(lay.grid(finest.layout, name))]
-        pooled = [F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d][len(axes) - 1](flat[:, None], lay.grid(finest.layout, name))
+        pool: Any = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)[len(axes) - 1]
+        pooled = pool(flat[:, None], lay.grid(finest.layout, name))
         return TokenScores(pooled[:, 0] * math.prod(size), axes)
     if values.ndim > 3:
         return TokenScores(values.sum(1), tuple(range(2, values.ndim)))

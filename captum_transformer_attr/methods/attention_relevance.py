@@ -13,7 +13,8 @@ from captum_transformer_attr.flow.crossing import StoppedFlow, below
 from captum_transformer_attr.flow.maps import Maps
 from captum_transformer_attr.flow.streams import StartLayer, Streams, find_streams
 from captum_transformer_attr.flow.token_flow import Flow
-from captum_transformer_attr.methods.base import Result
+from captum_transformer_attr.methods.base import Result, parsed
+from captum_transformer_attr.methods.schedule import Schedule, schedule_of
 from captum_transformer_attr.methods.token_level import Passed, TokenAttribution, terminal_sums
 from captum_transformer_attr.ops.attention import Attention
 from captum_transformer_attr.recording.inputs import Inputs
@@ -67,15 +68,36 @@ class AttentionRelevance(TokenAttribution):
             self._constants = True
             return super().once(inputs, target, compute)
 
+    def schedule(self, inputs: Any, target: Any = None, additional_forward_args: Any = None) -> Schedule:
+        """The attention calls on the way to the target with the rules that act at each, in execution order; printable.
+
+        Arguments as in ``attribute``.
+        """
+
+        def read(recording: Recording) -> Schedule:
+            streams = self.streams(recording)
+            active = streams.active(self.first_calls)
+            relations = Relations(streams.crossing, active, lambda node, rows: node.value, recording.inputs.batch, self.rules)
+            return schedule_of(streams, active, relations)
+
+        return self.explain(parsed(inputs, additional_forward_args), target, read, lambda results: results[0])
+
+    def streams(self, recording: Recording) -> Streams:
+        """The streams of a recording; asks for another one if relations among learned queries are missing in it."""
+        streams = find_streams(recording)
+        if streams.crossing and recording.recorder.constant_attentions and not recording.recorder.constants:
+            raise ConstantAttentionMet
+        return streams
+
     def weights(self, maps: Maps, node: Attention, rows: slice) -> Tensor:
         gradient = maps.gradient(node, rows)
         return (gradient * (maps.relevance(node, rows) if self.needs_relevance else node.probabilities(rows))).clamp_(min=0)
 
     def active_sets(self, recording: Recording) -> list[list[Attention]]:
-        return [find_streams(recording).active(self.first_calls)]
+        return [self.streams(recording).active(self.first_calls)]
 
     def roll_out(self, recording: Recording, maps: Maps, leaves: list[Tensor], watched: Collection[Node]) -> tuple[Passed, Passed]:
-        streams = find_streams(recording)
+        streams = self.streams(recording)
         if not streams.crossing:
             return super().roll_out(recording, maps, leaves, watched)
         return self.roll_across(streams, recording, maps, leaves, watched)
@@ -84,8 +106,6 @@ class AttentionRelevance(TokenAttribution):
         self, streams: Streams, recording: Recording, maps: Maps, leaves: list[Tensor], watched: Collection[Node]
     ) -> tuple[Passed, Passed]:
         """The row-vector flow from the output to the calls that need matrices, their relations, and on from where the streams were born."""
-        if recording.recorder.constant_attentions and not recording.recorder.constants:
-            raise ConstantAttentionMet
         weights = functools.partial(self.weights, maps)
         crossing = streams.crossing
         active = streams.active(self.first_calls)

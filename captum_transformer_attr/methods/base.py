@@ -61,8 +61,8 @@ class TransformerAttribution(GradientAttribution):  # type: ignore[misc]
             return join(results)
 
     def once(self, inputs: Inputs, target: Any, compute: Callable[[Recording], Result]) -> Result:
-        signature = tuple((n, tuple(v.shape), v.dtype) if isinstance(v, Tensor) else (n, str(v)[:80]) for n, v in inputs.values.items())
-        signature = (id(self.forward_func), *signature)
+        shapes = tuple((n, tuple(v.shape), v.dtype) if isinstance(v, Tensor) else (n, str(v)[:80]) for n, v in inputs.values.items())
+        signature = (id(self.forward_func), shapes)
         verify = signature not in self._verified
         with recorded(self.forward_func, inputs, self.output, verify, self._constants, self.tap) as recording:
             self._verified.add(signature)

@@ -42,7 +42,9 @@ class Passed:
 
     def plus(self, other: Passed, factor: float = 1) -> Passed:
         """This plus ``factor`` times the other."""
-        seen = {node: self.seen.get(node, 0) + factor * other.seen.get(node, 0) for node in {*self.seen, *other.seen}}
+        seen = dict(self.seen)
+        for node, r in other.seen.items():
+            seen[node] = seen[node] + factor * r if node in seen else factor * r
         return Passed([a + factor * b for a, b in zip(self.arrived, other.arrived, strict=True)], seen)
 
 

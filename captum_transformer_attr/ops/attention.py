@@ -98,9 +98,9 @@ class FusedAttention(Attention):
 
     def forward(self, *live: Tensor) -> Tensor:
         given = iter(live)
-        operands = [next(given) if alive else constant for alive, constant in zip(self.live, self.constants, strict=True)]
-        y = F.scaled_dot_product_attention(*operands, attn_mask=self.mask, is_causal=self.causal, scale=self.scale)
-        for name, tensor in zip(("query", "key", "value", "y"), (*operands, y), strict=True):
+        query, key, value = (next(given) if alive else constant for alive, constant in zip(self.live, self.constants, strict=True))
+        y = F.scaled_dot_product_attention(query, key, value, attn_mask=self.mask, is_causal=self.causal, scale=self.scale)
+        for name, tensor in (("query", query), ("key", key), ("value", value), ("y", y)):
             self.keep(name, tensor)
         return y
 

@@ -24,6 +24,7 @@ class Embedding(Node):
     """``F.embedding`` of explained ids: the handle ``(…)`` gets the channel sums of what reaches the embedding ``(…, channels)``."""
 
     label = "embedding"
+    y: Tensor
 
     def __init__(self, ids: Tensor, weight: Tensor, arguments: dict[str, Any]) -> None:
         self.ids, self.weight, self.arguments = ids, weight.detach(), arguments

@@ -10,17 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from captum_transformer_attr.errors import UnsupportedModelError
-from captum_transformer_attr.recording import tags
-from captum_transformer_attr.recording.recorder import Recorder, tensors_in
+from captum_transformer_attr.recording.recorder import Recorder, describe, tensors_in
 
 
 def modules_of(function: Any) -> list[nn.Module]:
-    """The modules behind a forward function: itself, or what a bound method or closure refers to."""
+    """The modules behind a forward function: itself, or what a bound method, closure or function of global names refers to."""
     if isinstance(function, nn.Module):
         return [function]
     owner = getattr(function, "__self__", None)
     cells = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
     values = [owner, *cells, *(getattr(function, "__defaults__", None) or ())]
+    if hasattr(function, "__code__"):
+        values += [function.__globals__[name] for name in function.__code__.co_names if name in function.__globals__]
     if hasattr(function, "func"):  # functools.partial
         values += [function.func, *function.args, *function.keywords.values()]
     return [v for v in values if isinstance(v, nn.Module)]
@@ -86,7 +87,7 @@ def watched(function: Any, recorder: Recorder) -> Iterator[None]:
                 pass
             for t in tensors_in((output,)):
                 if t.grad_fn is not None:
-                    t.grad_fn.metadata.setdefault(tags.ATTRIBUTE, ("", path))
+                    describe(t.grad_fn, "", path)
             recorder.module_outputs.setdefault(path, []).append(output)
             return output
 

@@ -85,7 +85,7 @@ class Record(torch.autograd.Function):
         return node.forward(*live)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor | None) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor | None) -> Any:
         node: Node = ctx.node
         if g is None:
             return (None,) * (len(ctx.needs_input_grad))

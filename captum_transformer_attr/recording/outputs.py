@@ -37,8 +37,9 @@ def unwrap(output: Any, choice: OutputChoice = None) -> Tensor:
         return found
     entries = output if isinstance(output, Mapping) else {k: getattr(output, k, None) for k in PREFERRED}
     for key in PREFERRED:
-        if isinstance(entries.get(key), Tensor):
-            return entries[key]
+        found = entries.get(key)
+        if isinstance(found, Tensor):
+            return found
     for value in flattened(output):
         if isinstance(value, Tensor) and value.is_floating_point():
             return value

@@ -34,7 +34,7 @@ def text_records(example: Example, true_class: str = "") -> list[captum_visualiz
                         true_class=true_class,
                         attr_class=f"{label} · {method}",
                         attr_score=float(scores.sum()),
-                        raw_input_ids=list(panel.tokens),
+                        raw_input_ids=list(panel.tokens_of(label)),
                         convergence_score=float("nan"),
                     )
                 )

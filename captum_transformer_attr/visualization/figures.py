@@ -82,36 +82,24 @@ def image_figure(panel: ImagePanel, probabilities: dict[str, float] | None = Non
 
 def text_figure(panel: TextPanel, probabilities: dict[str, float] | None = None) -> Figure:
     """One line (or more, for long texts) of coloured tokens per class and method."""
-    rows = [(label, method) for label, by_method in panel.scores.items() for method in by_method]
-    lines = _wrap(panel.tokens, TEXT_WIDTH - 2.6)
-    block = LINE_HEIGHT * (len(lines) + 0.35)
-    height = block * len(rows) + LINE_HEIGHT * len(panel.scores) + 0.3
+    blocks = {label: _wrap(panel.tokens_of(label), TEXT_WIDTH - 2.6) for label in panel.scores}
+    heights = {label: LINE_HEIGHT * (len(lines) + 0.35) for label, lines in blocks.items()}
+    height = 0.3 + sum(LINE_HEIGHT + heights[label] * len(by_method) for label, by_method in panel.scores.items())
     figure = Figure(figsize=(TEXT_WIDTH, height))
     FigureCanvasAgg(figure)
     axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
     axes.set_xlim(0, TEXT_WIDTH)
     axes.set_ylim(height, 0)
     axes.axis("off")
-    top, previous = 0.3, ""
-    for label, method in rows:
-        if label != previous:
-            axes.text(0.15, top, _class_title(label, probabilities), fontsize=10, fontweight="bold", va="center")
-            top, previous = top + LINE_HEIGHT, label
-        axes.text(0.15, top, method, fontsize=8, va="center", color="#444444")
-        scores = panel.scores[label][method]
-        scale = scale_of(scores)
-        for number, line in enumerate(lines):
-            for index, left, width in line:
-                _draw_token(
-                    axes,
-                    panel.tokens[index],
-                    2.4 + left,
-                    top + number * LINE_HEIGHT,
-                    width,
-                    float(scores[index]),
-                    scale,
-                )
-        top += block
+    top = 0.3
+    for label, by_method in panel.scores.items():
+        title = _class_title(label, probabilities)
+        axes.text(0.15, top, title, fontsize=10, fontweight="bold", va="center", parse_math=False)
+        top += LINE_HEIGHT
+        for method, scores in by_method.items():
+            axes.text(0.15, top, textwrap.fill(method, 30), fontsize=8, va="center", color="#444444")
+            _draw_tokens(axes, panel.tokens_of(label), blocks[label], scores, top)
+            top += heights[label]
     return figure
 
 
@@ -169,10 +157,20 @@ def _wrap(tokens: tuple[str, ...], width: float) -> list[list[tuple[int, float, 
     return lines
 
 
-def _draw_token(
-    axes: Axes, token: str, left: float, middle: float, width: float, score: float, scale: ColorScale
+def _draw_tokens(
+    axes: Axes, tokens: tuple[str, ...], lines: list[list[tuple[int, float, float]]], scores: FloatArray, top: float
 ) -> None:
-    red, green, blue, alpha = text_color(score, scale)
+    scale = scale_of(scores)
+    for number, line in enumerate(lines):
+        for index, left, width in line:
+            middle = top + number * LINE_HEIGHT
+            _draw_token(axes, tokens[index], 2.4 + left, middle, width, text_color(float(scores[index]), scale))
+
+
+def _draw_token(
+    axes: Axes, token: str, left: float, middle: float, width: float, color: tuple[int, int, int, float]
+) -> None:
+    red, green, blue, alpha = color
     box = FancyBboxPatch(
         (left, middle - 0.12),
         width,

@@ -86,8 +86,8 @@ def _panel(panel: Panel) -> dict[str, Any]:
         "kind": "text",
         "title": panel.title,
         "classes": [
-            [_colored_text(method, panel, scores) for method, scores in by_method.items()]
-            for by_method in panel.scores.values()
+            [_colored_text(method, panel.tokens_of(label), scores) for method, scores in by_method.items()]
+            for label, by_method in panel.scores.items()
         ],
     }
 
@@ -108,10 +108,10 @@ def _map(method: str, scores: FloatArray, size: tuple[int, int]) -> dict[str, An
     return {"method": method, "uri": _encoded(buffer.getvalue()), **_legend(scale)}
 
 
-def _colored_text(method: str, panel: TextPanel, scores: FloatArray) -> dict[str, Any]:
+def _colored_text(method: str, words: tuple[str, ...], scores: FloatArray) -> dict[str, Any]:
     scale = scale_of(scores)
     tokens = []
-    for token, score in zip(panel.tokens, scores, strict=True):
+    for token, score in zip(words, scores, strict=True):
         red, green, blue, alpha = text_color(float(score), scale)
         tokens.append(
             {

@@ -59,24 +59,28 @@ class TextPanel:
 
     Attributes:
         title: What the text is, e.g. ``"sentence"``.
-        tokens: The words or word pieces, as they are to be read.
+        tokens: The words or word pieces, as they are to be read; a mapping from class label to them where every class
+            has a text of its own (the captions of one picture).
         scores: Class label -> method -> ``(T,)``, one score per token.
     """
 
     title: str
-    tokens: tuple[str, ...]
+    tokens: tuple[str, ...] | Mapping[str, tuple[str, ...]]
     scores: Scores
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "tokens", tuple(self.tokens))
         object.__setattr__(self, "scores", _checked(self.scores, self.title))
         for label, by_method in self.scores.items():
+            count = len(self.tokens_of(label))
             for method, values in by_method.items():
-                if values.shape != (len(self.tokens),):
+                if values.shape != (count,):
                     raise ValueError(
-                        f"scores of {method} for {label!r} must be ({len(self.tokens)},), one per token, "
-                        f"got {values.shape}"
+                        f"scores of {method} for {label!r} must be ({count},), one per token, got {values.shape}"
                     )
+
+    def tokens_of(self, label: str) -> tuple[str, ...]:
+        """The text that the class ``label`` is about."""
+        return tuple(self.tokens[label] if isinstance(self.tokens, Mapping) else self.tokens)
 
 
 Panel = ImagePanel | TextPanel

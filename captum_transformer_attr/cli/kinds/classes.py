@@ -3,48 +3,64 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 from torch import Tensor
 
+from captum_transformer_attr.cli.cases import Question
 from captum_transformer_attr.errors import InputError
 from captum_transformer_attr.loading import LoadedModel, class_index, short_name
+from captum_transformer_attr.recording.outputs import unwrap
 
 
-def chosen_classes(loaded: LoadedModel, logits: Tensor, wanted: Sequence[str], top: int) -> list[int]:
-    """Indices of the classes the user asks for, or of the top predictions.
+def model_scores(loaded: LoadedModel, inputs: Any) -> Tensor:
+    """What the model says about its inputs, without gradients.
+
+    Raises:
+        InputError: if it is NaN or infinite.
+    """
+    with torch.no_grad():
+        scores = unwrap(loaded.model(**inputs) if isinstance(inputs, dict) else loaded.model(inputs))
+    if not scores.isfinite().all():
+        raise InputError(f"model {loaded.name} returns NaN or infinite scores for this input")
+    return scores
+
+
+def class_questions(
+    loaded: LoadedModel, inputs: Any, wanted: Sequence[str], top: int
+) -> tuple[tuple[Question, ...], str]:
+    """The classes the user asks for, or the top predictions.
 
     Args:
-        loaded: The classifier.
-        logits: ``(C,)`` of one input.
+        loaded: A classifier.
+        inputs: A batch of one.
         wanted: What the user wrote after ``--target``.
         top: How many predictions, if nothing is wanted.
 
-    Raises:
-        InputError: if a class does not exist.
-    """
-    count = logits.shape[0]
-    if not wanted:
-        return logits.topk(min(top, count)).indices.tolist()
-    indices = [class_index(text, loaded.class_names, count) for text in wanted]
-    return list(dict.fromkeys(indices))
-
-
-def labelled(loaded: LoadedModel, indices: Sequence[int]) -> list[str]:
-    """A short, distinct label per class."""
-    labels = [short_name(loaded.class_names[index]) if loaded.class_names else f"class {index}" for index in indices]
-    return [
-        f"{label} ({index})" if labels.count(label) > 1 else label for label, index in zip(labels, indices, strict=True)
-    ]
-
-
-def class_logits(output: Tensor, name: str) -> Tensor:
-    """The logits ``(C,)`` of one input.
+    Returns:
+        One question per class, and the name of the predicted class.
 
     Raises:
-        InputError: if the model is no classifier or its output is NaN.
+        InputError: if a class does not exist, or the model is no classifier.
     """
+    output = model_scores(loaded, inputs)
     if output.ndim != 2:
-        raise InputError(f"model {name} returns scores of shape {tuple(output.shape)}, not one score per class")
-    if not output.isfinite().all():
-        raise InputError(f"model {name} returns NaN or infinite scores for this input")
-    return output[0]
+        raise InputError(f"model {loaded.name} returns scores of shape {tuple(output.shape)}, not one score per class")
+    logits, probabilities = output[0], loaded.probabilities(output)[0].tolist()
+    count = logits.shape[0]
+    if wanted:
+        indices = list(dict.fromkeys(class_index(text, loaded.class_names, count) for text in wanted))
+    else:
+        indices = logits.topk(min(top, count)).indices.tolist()
+    labels = class_labels(loaded, indices)
+    questions = tuple(
+        Question(label, index, inputs, probabilities[index]) for label, index in zip(labels, indices, strict=True)
+    )
+    return questions, class_labels(loaded, [int(logits.argmax())])[0]
+
+
+def class_labels(loaded: LoadedModel, indices: Sequence[int]) -> list[str]:
+    """A short, distinct label per class."""
+    names = [short_name(loaded.class_names[index]) if loaded.class_names else f"class {index}" for index in indices]
+    return [f"{name} ({index})" if names.count(name) > 1 else name for name, index in zip(names, indices, strict=True)]

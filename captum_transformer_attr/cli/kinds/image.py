@@ -9,10 +9,9 @@ from typing import Any
 import torch
 
 from captum_transformer_attr.cli.cases import Case, ImageView
-from captum_transformer_attr.cli.kinds.classes import chosen_classes, class_logits, labelled
+from captum_transformer_attr.cli.kinds.classes import class_questions
 from captum_transformer_attr.comparison import element_scores
 from captum_transformer_attr.loading import ImageModel, read_image
-from captum_transformer_attr.recording.outputs import unwrap
 from captum_transformer_attr.visualization.report import FloatArray
 
 
@@ -30,22 +29,12 @@ def image_case(loaded: ImageModel, path: str, targets: Sequence[str], top: int, 
         InputError: if the picture cannot be read or a class does not exist.
     """
     pixels = loaded.preprocessing(read_image(path))
-    inputs = pixels[None].to(device)
-    with torch.no_grad():
-        output = unwrap(loaded.model(inputs))
-    logits = class_logits(output, loaded.name)
-    indices = chosen_classes(loaded, logits, targets, top)
-    labels = labelled(loaded, indices)
-    probabilities = loaded.probabilities(logits[None])[0]
-    return Case(
-        title=Path(path).name,
-        inputs=inputs,
-        targets=tuple(zip(labels, indices, strict=True)),
-        views=(ImageView("image", loaded.preprocessing.picture(pixels), _map),),
-        probabilities={label: float(probabilities[index]) for label, index in zip(labels, indices, strict=True)},
-        note=f"predicted: {labelled(loaded, [int(logits.argmax())])[0]}",
-    )
+    questions, predicted = class_questions(loaded, pixels[None].to(device), targets, top)
+    view = ImageView("image", loaded.preprocessing.picture(pixels), image_scores)
+    return Case(Path(path).name, questions, (view,), f"predicted: {predicted}")
 
 
-def _map(attributions: Any) -> FloatArray:
-    return element_scores(attributions)[0].cpu().numpy()
+def image_scores(attributions: Any, label: str = "") -> FloatArray:
+    """The map ``(H, W)`` of the picture among the inputs."""
+    maps = attributions["pixel_values"] if isinstance(attributions, dict) else attributions
+    return element_scores(maps)[0].cpu().numpy()

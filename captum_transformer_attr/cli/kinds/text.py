@@ -3,22 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from captum_transformer_attr.cli.cases import Case, TextView
-from captum_transformer_attr.cli.kinds.classes import chosen_classes, class_logits, labelled
+from captum_transformer_attr.cli.kinds.classes import class_questions
 from captum_transformer_attr.comparison import element_scores
 from captum_transformer_attr.errors import InputError
 from captum_transformer_attr.loading import TextModel, merge_pieces, words_of
 from captum_transformer_attr.loading.words import Merge
-from captum_transformer_attr.recording.outputs import unwrap
 from captum_transformer_attr.visualization.report import FloatArray
 
 LONGEST_TITLE = 70
+NO_LIMIT = 1_000_000
+"""Tokenizers that know no longest length say a number of the order of 1e30."""
+
+
+@dataclass(frozen=True)
+class EncodedText:
+    """A text as the model reads it and as people do.
+
+    Attributes:
+        inputs: The tokenizer's tensors, a batch of one.
+        words: The words that made it into the inputs.
+        pieces: Per word the positions of its pieces.
+        merge: How scores of pieces become a word's.
+        cut: Whether the text was longer than the model reads.
+    """
+
+    inputs: dict[str, torch.Tensor]
+    words: tuple[str, ...]
+    pieces: list[list[int]]
+    merge: Merge
+    cut: bool
+
+    def scores(self, attributions: Any, label: str = "") -> FloatArray:
+        """One score per word from attributions of ``input_ids``."""
+        values = element_scores(attributions["input_ids"])[0].cpu().numpy()
+        return merge_pieces(values, self.pieces, self.merge)
+
+    def note(self) -> str:
+        """What the user should know, behind other remarks."""
+        return f"; cut off after {len(self.words)} words, the longest the model reads" if self.cut else ""
 
 
 def text_case(
@@ -37,57 +66,45 @@ def text_case(
     Raises:
         InputError: if the text is empty or a class does not exist.
     """
-    text, title = _text(given)
-    encoded, pieces, words = encode(loaded.tokenizer, text, device)
-    with torch.no_grad():
-        output = unwrap(loaded.model(**encoded))
-    logits = class_logits(output, loaded.name)
-    indices = chosen_classes(loaded, logits, targets, top)
-    labels = labelled(loaded, indices)
-    probabilities = loaded.probabilities(logits[None])[0]
-    cut = len(words) < len(text.split())
-    return Case(
-        title=title,
-        inputs=encoded,
-        targets=tuple(zip(labels, indices, strict=True)),
-        views=(TextView("text", words, partial(_word_scores, pieces=pieces, merge=merge)),),
-        probabilities={label: float(probabilities[index]) for label, index in zip(labels, indices, strict=True)},
-        note=f"predicted: {labelled(loaded, [int(logits.argmax())])[0]}"
-        + (f"; cut off after {len(words)} words, the longest the model reads" if cut else ""),
-    )
+    text, title = read_text(given)
+    encoded = encode(loaded.tokenizer, text, device, merge)
+    questions, predicted = class_questions(loaded, encoded.inputs, targets, top)
+    view = TextView("text", encoded.words, encoded.scores)
+    return Case(title, questions, (view,), f"predicted: {predicted}{encoded.note()}")
 
 
-def encode(tokenizer: Any, text: str, device: torch.device) -> tuple[dict[str, Any], list[list[int]], tuple[str, ...]]:
+def encode(tokenizer: Any, text: str, device: torch.device, merge: Merge) -> EncodedText:
     """Model input for a text, and which pieces make up its words.
 
-    Returns:
-        The tokenizer's tensors, the piece indices of every word, and the words. A tokenizer that cannot tell where its
-        pieces come from gives one word per piece.
+    A tokenizer that cannot tell where its pieces come from gives one word per piece.
 
     Raises:
         InputError: if nothing is left of the text.
     """
     fast = getattr(tokenizer, "is_fast", False)
-    # Some tokenizers know no longest length and then say a number of the order of 1e30.
-    limit = tokenizer.model_max_length if tokenizer.model_max_length < 1_000_000 else None
+    limit = tokenizer.model_max_length if tokenizer.model_max_length < NO_LIMIT else None
     batch = tokenizer(
         text, return_tensors="pt", truncation=limit is not None, max_length=limit, return_offsets_mapping=fast
     )
     offsets = batch.pop("offset_mapping")[0].tolist() if fast else []
-    encoded = {key: value.to(device) for key, value in batch.items()}
+    inputs = {key: value.to(device) for key, value in batch.items()}
     if fast:
         words, pieces = words_of(text, [tuple(pair) for pair in offsets])
     else:
-        names = tokenizer.convert_ids_to_tokens(encoded["input_ids"][0])
+        names = tokenizer.convert_ids_to_tokens(inputs["input_ids"][0])
         pieces = [[index] for index, name in enumerate(names) if name not in tokenizer.all_special_tokens]
         words = tuple(names[own[0]] for own in pieces)
     if not words:
         raise InputError("the text holds no words")
-    return encoded, pieces, words
+    return EncodedText(inputs, words, pieces, merge, cut=fast and len(words) < len(text.split()))
 
 
-def _text(given: str) -> tuple[str, str]:
-    """The text and a heading for it."""
+def read_text(given: str) -> tuple[str, str]:
+    """The text and a heading for it.
+
+    Raises:
+        InputError: if ``given`` names a file that is no readable text.
+    """
     try:
         is_file = Path(given).is_file()
     except (OSError, ValueError):  # a sentence can be too long for a file name
@@ -97,9 +114,9 @@ def _text(given: str) -> tuple[str, str]:
             return Path(given).read_text(encoding="utf-8"), Path(given).name
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"text file {given} cannot be read: {error}") from error
-    return given, given if len(given) <= LONGEST_TITLE else given[: LONGEST_TITLE - 1] + "…"
+    return given, shortened(given)
 
 
-def _word_scores(attributions: Any, pieces: list[list[int]], merge: Merge) -> FloatArray:
-    scores = element_scores(attributions["input_ids"])[0].cpu().numpy()
-    return merge_pieces(scores, pieces, merge)
+def shortened(text: str) -> str:
+    """The text, or its beginning, as a heading."""
+    return text if len(text) <= LONGEST_TITLE else text[: LONGEST_TITLE - 1] + "…"
