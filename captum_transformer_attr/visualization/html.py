@@ -19,7 +19,6 @@ from captum_transformer_attr.visualization.report import (
     Panel,
     Report,
     Table,
-    TextPanel,
 )
 
 LARGEST_PICTURE = 640
