@@ -365,3 +365,8 @@ def test_committed_vqa_models_answer_the_test_questions(
     )
     predictions = predict(trained.model, architecture, trained.tokenizer, first)
     assert min(accuracies(predictions, first).values()) > 0.9
+
+
+def test_committed_detr_finds_digits_of_unseen_writers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CTA_CACHE", str(tmp_path))
+    assert average_precision(load_digit_detr(), make_scenes(40, "test", seed=11)) > 0.9
