@@ -1,7 +1,8 @@
 """Relation matrices between token streams: rules 5-11 of Chefer, Gur and Wolf (ICCV 2021), for any number of streams.
 
-R^{sp}, ``(B, N_s, N_p)``, says how the tokens of stream s at some moment depend on the tokens that stream p was born with. Matrices belong to states,
-so every rule reads what its attention read. Of the last updates only the read-out rows are computed, of the earlier ones the matrices these need.
+R^{sp}, ``(B, N_s, N_p)``, says how the tokens of stream s at some moment depend on the tokens that stream p was born
+with. Matrices belong to states, so every rule reads what its attention read. Of the last updates only the read-out rows
+are computed, of the earlier ones the matrices these need.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ Pair = tuple[State, Stream]
 
 @dataclass(frozen=True)
 class Rules:
-    """Options of the rules. normalize: eq. 8-9 in rule 10; self_terms: rule 10 as (R̄^{ss})ᵀ Ā R̄^{qq}, otherwise Ā alone."""
+    """Options. normalize: eq. 8-9 in rule 10; self_terms: rule 10 as (R̄^{ss})ᵀ Ā R̄^{qq}, otherwise Ā alone."""
 
     normalize: bool = True
     self_terms: bool = True
@@ -33,7 +34,9 @@ class Relations:
     An own matrix R^{ss} is kept without its identity.
     """
 
-    def __init__(self, calls: Collection[Call], active: Collection[Attention], weights: Weights, batch: int, rules: Rules) -> None:
+    def __init__(
+        self, calls: Collection[Call], active: Collection[Attention], weights: Weights, batch: int, rules: Rules
+    ) -> None:
         self.updates: dict[State, list[Call]] = {}
         for call in sorted(calls, key=lambda call: call.attention.index):
             self.updates.setdefault(call.update, []).append(call)
@@ -46,7 +49,7 @@ class Relations:
         """Streams that a state has a non-trivial relation to."""
         reach: dict[State, set[Stream]] = {}
         for state, calls in self.updates.items():
-            found = set(reach.get(trunk_of(calls), ()))
+            found = set(reach.get(trunk, ()) if (trunk := trunk_of(calls)) else ())
             for call in calls:
                 if call in self.active:
                     found |= reach.get(call.key, set()) | {call.key.stream}
@@ -72,7 +75,13 @@ class Relations:
         """Matrices behind the rows, each with the position of the last update that reads it."""
         position = {state: i for i, state in enumerate(self.updates)}
         last: dict[Pair, int] = {}
-        stack = [(pair, position[c.update]) for c in self.calls if c.attention in rows for p in origins for pair in self.operands(c, p)]
+        stack = [
+            (pair, position[c.update])
+            for c in self.calls
+            if c.attention in rows
+            for p in origins
+            for pair in self.operands(c, p)
+        ]
         while stack:
             pair, reader = stack.pop()
             known = pair in last
@@ -97,7 +106,12 @@ class Relations:
         Returns:
             Σ over calls of row vector times contribution, ``(B, N_p)`` for every stream p that comes from an input.
         """
-        origins = {stream for call in self.calls for stream in (call.key.stream, call.update.stream) if stream.birth is not None}
+        origins = {
+            stream
+            for call in self.calls
+            for stream in (call.key.stream, call.update.stream)
+            if stream.birth is not None
+        }
         last = self.needed(set(asked), origins)
         matrices: dict[Pair, Tensor] = {}
         result: dict[Stream, Tensor] = {}
@@ -132,7 +146,7 @@ class Relations:
 
 @dataclass
 class Relation:
-    """What one attention call adds to the relations of the stream that asks: eq. 6, 7, 10 and 11 as rows or as whole matrices."""
+    """What one attention call adds to the relations of the stream that asks, as rows or as whole matrices."""
 
     call: Call
     map: Tensor
@@ -172,7 +186,7 @@ class Relation:
         return plus(x @ self.map, asked)
 
     def normalized(self, matrix: Tensor | None) -> Tensor | None:
-        """Eq. 8-9 without the identity: rows divided by their sums, 0 where a row is 0 (padding, a token that nothing positive reached)."""
+        """Eq. 8-9 without the identity: rows over their sums, 0 where a row is 0 (padding, nothing positive)."""
         if matrix is None or not self.rules.normalize:
             return matrix
         total = matrix.sum(-1, keepdim=True)

@@ -1,4 +1,4 @@
-"""Token flow through models with cross-attention: relation matrices where streams ask each other, the row-vector flow everywhere else."""
+"""Token flow in models with cross-attention: relation matrices where streams ask each other, row vectors elsewhere."""
 
 from __future__ import annotations
 
@@ -23,7 +23,14 @@ class StoppedFlow(Flow):
     stops: the calls. asked: what arrived there, ``(B, queries)``.
     """
 
-    def __init__(self, weights: Weights, active: Collection[Attention], terminals: Collection[Sum], stops: Collection[Attention], batch: int) -> None:
+    def __init__(
+        self,
+        weights: Weights,
+        active: Collection[Attention],
+        terminals: Collection[Sum],
+        stops: Collection[Attention],
+        batch: int,
+    ) -> None:
         super().__init__(weights, active, terminals)
         self.stops, self.batch = set(stops), batch
         self.asked: dict[Attention, Tensor] = {}
@@ -62,7 +69,9 @@ def nothing(node: Attention) -> Grads:
     return (None,) * len(node.to_value(torch.zeros_like(node.value)))
 
 
-def below(recording: Recording, calls: Sequence[Call], gained: dict[Stream, Tensor]) -> tuple[list[GradientEdge], list[Tensor]]:
+def below(
+    recording: Recording, calls: Sequence[Call], gained: dict[Stream, Tensor]
+) -> tuple[list[GradientEdge], list[Tensor]]:
     """Relevance of streams' first tokens as signals at the tensors where the streams were born."""
     readers: dict[Attention, Tensor] = {}
     streams = []
@@ -71,7 +80,7 @@ def below(recording: Recording, calls: Sequence[Call], gained: dict[Stream, Tens
         readers[reader] = scores
         streams.append(stream)
     outputs = [recording.recorder.captured[node] for node in readers]
-    edges = [GradientEdge(stream.birth, 0) for stream in streams]
+    edges = [GradientEdge(stream.birth, 0) for stream in streams if stream.birth is not None]
     signals = recording.relay(Carry(readers), outputs, [torch.zeros_like(t) for t in outputs], edges)
     arrived = [(edge, signal) for edge, signal in zip(edges, signals, strict=True) if signal is not None]
     return [edge for edge, _ in arrived], [signal for _, signal in arrived]

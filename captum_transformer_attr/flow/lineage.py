@@ -1,4 +1,7 @@
-"""Where the tokens of a tensor come from: walks the recorded autograd graph back through token-wise operations to the nearest attention update."""
+"""Where the tokens of a tensor come from.
+
+Walks the recorded autograd graph back through token-wise operations to the nearest attention update.
+"""
 
 from __future__ import annotations
 
@@ -26,10 +29,11 @@ Function = Any  # a node of torch's autograd graph
 class Line:
     """Provenance of the tokens of one tensor.
 
-    end: the autograd node where the walk ends: an update (a residual sum that attention was added to, or an attention whose output nothing was
-        added to), else the birth of the tokens (embedding, convolution, concatenation, input); None for constants.
-    updated: whether ``end`` is an update.
-    roots: updates and inputs that the tokens were computed from, also through operations that are not token-wise (pooling, concatenation).
+    end: the autograd node where the walk ends: an update (a residual sum that attention was added to, or an attention
+    whose output nothing was added to), else the birth of the tokens (embedding, convolution, concatenation, input);
+    None for constants.
+    updated: whether ``end`` is an update. roots: updates and inputs that the tokens were computed from, also through
+    operations that are not token-wise (pooling, concatenation).
     """
 
     end: Function | None
@@ -117,7 +121,7 @@ def token_wise(node: Node) -> bool:
 
 
 def constant_trunk(node: ConstantSum, line: Line) -> bool:
-    """Whether attention was added to constant tokens (learned queries) here: the other summand has an entry per token, unlike a bias."""
+    """Whether attention was added to learned queries here: unlike a bias, the summand has an entry per token."""
     direct = line.updated and isinstance(node_of(line.end), Attention)
     return direct and node.constant.ndim >= 3 and node.constant.ndim == node.x.ndim
 

@@ -1,9 +1,10 @@
 """Token streams: which attention reads which tokens, in which order, found in the recorded graph.
 
-A stream is a set of tokens from its birth (an embedding, a patch embedding, a concatenation, learned queries) through every residual sum that an
-attention was added to. An attention whose queries and keys belong to one stream is self-attention, otherwise it is a cross-attention: the stream of
-its queries asks the stream of its keys. States are moments of a stream, so the two directions of a co-attention layer, which both read what was
-there before the layer, need no special treatment.
+A stream is a set of tokens from its birth (an embedding, a patch embedding, a concatenation, learned queries) through
+every residual sum that an attention was added to. An attention whose queries and keys belong to one stream is
+self-attention, otherwise it is a cross-attention: the stream of its queries asks the stream of its keys. States are
+moments of a stream, so the two directions of a co-attention layer, which both read what was there before the layer,
+need no special treatment.
 """
 
 from __future__ import annotations
@@ -33,7 +34,10 @@ SELF, CROSS, LOCAL = "self", "cross", "local"
 
 @dataclass(eq=False)
 class Stream:
-    """A set of tokens. ``birth``: the autograd node that made them, None for learned queries. ``inputs``: the explained inputs they come from."""
+    """A set of tokens.
+
+    birth: the autograd node that made them, None for learned queries. inputs: the explained inputs they come from.
+    """
 
     birth: Function | None
     inputs: tuple[str, ...]
@@ -53,9 +57,9 @@ class State:
 class Call:
     """One attention call.
 
-    kind: ``"self"``, ``"cross"``, or ``"local"`` for attention inside windows or over keys that were made from the queries' own tokens (reduced,
-    joined with others): its relevance only the row-vector flow can follow. update: the state it leads to. query, key: the states it read.
-    trunk: the state it was added to.
+    kind: ``"self"``, ``"cross"``, or ``"local"`` for attention inside windows or over keys that were made from the
+    queries' own tokens (reduced, joined with others): its relevance only the row-vector flow can follow. update: the
+    state it leads to. query, key: the states it read. trunk: the state it was added to.
     """
 
     attention: Attention
@@ -68,7 +72,10 @@ class Call:
 
 @dataclass
 class Streams:
-    """All attention calls on the way to the output in execution order. towers: the same calls by who makes them, the unit of ``start_layer``."""
+    """All attention calls on the way to the output in execution order.
+
+    towers: the same calls by who makes them, the unit of ``start_layer``.
+    """
 
     calls: list[Call] = field(default_factory=list)
     towers: list[list[Call]] = field(default_factory=list)
@@ -76,7 +83,9 @@ class Streams:
     @property
     def crossing(self) -> list[Call]:
         """The calls whose relevance needs relation matrices: those of streams that ask or are asked across."""
-        involved = {stream for call in self.calls if call.kind == CROSS for stream in (call.update.stream, call.key.stream)}
+        involved = {
+            stream for call in self.calls if call.kind == CROSS for stream in (call.update.stream, call.key.stream)
+        }
         return [call for call in self.calls if call.kind != LOCAL and call.update.stream in involved]
 
     def active(self, start_layer: StartLayer) -> list[Attention]:
@@ -85,17 +94,24 @@ class Streams:
         Raises:
             InputError: if a tower has not as many, or a name in ``start_layer`` is none of the streams.
         """
-        names = [{n for call in tower for n in (call.update.stream.name, *call.update.stream.inputs)} for tower in self.towers]
+        names = [
+            {n for call in tower for n in (call.update.stream.name, *call.update.stream.inputs)}
+            for tower in self.towers
+        ]
         if isinstance(start_layer, dict):
             known = set().union(*names)
-            if set(start_layer) - known:
-                raise InputError(f"start_layer: no stream '{min(set(start_layer) - known)}'; the streams are {', '.join(sorted(known))}")
+            unknown = set(start_layer) - known
+            if unknown:
+                raise InputError(f"start_layer: no stream '{min(unknown)}'; the streams are {', '.join(sorted(known))}")
         chosen: set[Call] = set()
         for tower, found in zip(self.towers, names, strict=True):
-            start = start_layer if isinstance(start_layer, int) else next((s for n, s in start_layer.items() if n in found), 0)
+            given = {n: start_layer for n in found} if isinstance(start_layer, int) else start_layer
+            start = next((s for n, s in given.items() if n in found), 0)
             if not -len(tower) <= start < len(tower):
                 who = f"the stream '{tower[-1].update.stream.name}'" if len(self.towers) > 1 else "the model"
-                raise InputError(f"start_layer={start}: {who} has {len(tower)} attention calls on the way to this output")
+                raise InputError(
+                    f"start_layer={start}: {who} has {len(tower)} attention calls on the way to this output"
+                )
             chosen.update(tower[start:])
         return [call.attention for call in self.calls if call in chosen]
 
@@ -140,15 +156,23 @@ class Finder:
         read = [self.read(fn, end, trunk) for fn in calls]
         queries = {query.stream for _, query, _ in read}
         asks = trunk.stream if trunk is not None else queries.pop() if len(queries) == 1 else None
-        # Without a trunk nothing of the tokens themselves goes on, which no rule of the paper covers, except for learned queries.
-        whole = complete and asks is not None and (trunk is not None or asks.birth is None) and all(kind != LOCAL for kind, _, _ in read)
+        # Without a trunk nothing of the tokens themselves goes on, which no rule of the paper covers, except for
+        # learned queries.
+        whole = (
+            complete
+            and asks is not None
+            and (trunk is not None or asks.birth is None)
+            and all(kind != LOCAL for kind, _, _ in read)
+        )
         stream = asks if whole and asks is not None else Stream(end, self.inputs(end))
         self.states.update(dict.fromkeys((end, *members), State(stream, end)))
         for fn, (kind, query, key) in zip(calls, read, strict=True):
             attention = node_of(fn)
             assert isinstance(attention, Attention)
             before = trunk if trunk is not None else query
-            self.calls.append(Call(attention, kind if whole else LOCAL, self.states[end], before if whole else None, query, key))
+            self.calls.append(
+                Call(attention, kind if whole else LOCAL, self.states[end], before if whole else None, query, key)
+            )
             if whole:
                 stream.tokens, key.stream.tokens = attention.map_shape[-2:]
             else:
@@ -157,12 +181,14 @@ class Finder:
             self.made_from.append((stream, trunk.stream))
 
     def joined(self, end: Function) -> tuple[list[Function], bool]:
-        """The attention calls (and sums of them) that an update adds to its trunk, and whether it adds nothing else, such as a later moment of the stream."""
+        """The attention calls (and sums of them) that an update adds to its trunk, and whether that is all it adds."""
         node = node_of(end)
         if isinstance(node, Attention):
             return [end], True
         live = operands(end)
-        branches = [f for i, f in enumerate(live) if i != node.trunk and node.attends[i]] if isinstance(node, Sum) else live
+        branches = (
+            [f for i, f in enumerate(live) if i != node.trunk and node.attends[i]] if isinstance(node, Sum) else live
+        )
         found: list[Function] = []
         complete = True
         for line in map(self.lineage.line, branches):
@@ -223,10 +249,12 @@ class Finder:
 
     def inputs(self, fn: Function) -> tuple[str, ...]:
         leaves = self.lineage.leaves[fn]
-        return tuple(name for name, leaf in self.recording.inputs.leaves.items() if any(leaf is found for found in leaves))
+        return tuple(
+            name for name, leaf in self.recording.inputs.leaves.items() if any(leaf is found for found in leaves)
+        )
 
     def towers(self) -> list[list[Call]]:
-        """Calls grouped by the stream that asks; streams made from one another without a cross-attention are one tower."""
+        """Calls by the stream that asks; streams made from one another without a cross-attention are one tower."""
         parent: dict[Stream, Stream] = {}
 
         def top(stream: Stream) -> Stream:
@@ -243,7 +271,7 @@ class Finder:
         return list(groups.values())
 
     def give_names(self) -> None:
-        """A stream is called after the inputs it comes from, ``queries`` if learned; numbered where several would be called the same."""
+        """A stream is called after its inputs, ``queries`` if learned; numbered where names would be the same."""
         taken: dict[str, int] = {}
         for call in self.calls:
             for stream in (call.key.stream, call.update.stream):
@@ -254,7 +282,7 @@ class Finder:
 
 
 def outermost(end: Function) -> tuple[int, int]:
-    """Order in which updates are followed: residual sums, then sums of attentions, then attentions whose output nothing was added to."""
+    """Order in which updates are followed: residual sums, sums of attentions, attentions that nothing was added to."""
     node = node_of(end)
     assert node is not None
     rank = 2 if isinstance(node, Attention) else 1 if isinstance(node, Sum) and node.trunk is None else 0
@@ -262,7 +290,7 @@ def outermost(end: Function) -> tuple[int, int]:
 
 
 def global_map(attention: Attention, batch: int) -> bool:
-    """Whether a map holds one matrix per example and head, over all tokens: ``(B, H, N, N')`` or ``(B · H, N, N')``; windows do not."""
+    """Whether a map holds one matrix per example and head: ``(B, H, N, N')`` or ``(B · H, N, N')``; windows do not."""
     lead = attention.map_shape[:-2]
     if math.prod(lead) % batch:
         return False

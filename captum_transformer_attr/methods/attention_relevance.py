@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Collection
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from captum_transformer_attr.flow.bimodal import Relations, Rules
@@ -30,21 +31,25 @@ class ConstantAttentionMet(Exception):
 class AttentionRelevance(TokenAttribution):
     """Gradient × attention for self-, co- and encoder-decoder attention (ICCV 2021).
 
-    Ā = E_h[(∇A ⊙ A)⁺] (eq. 5) for every attention call. A model with self-attention only is one product of (I + Ā) (eq. 6), of which the
-    read-out rows are followed. Where tokens of one stream ask those of another, relation matrices between the streams are accumulated
-    (eq. 6-11) with the normalisation of eq. 8-9 (0/0 := 0). Which stream asks which, and when, is read off the recorded graph.
+    Ā = E_h[(∇A ⊙ A)⁺] (eq. 5) for every attention call. A model with self-attention only is one product of (I + Ā)
+    (eq. 6), of which the read-out rows are followed. Where tokens of one stream ask those of another, relation matrices
+    between the streams are accumulated (eq. 6-11) with the normalisation of eq. 8-9 (0/0 := 0). Which stream asks
+    which, and when, is read off the recorded graph.
 
     Args:
         model: any module built on softmax attention; used as it is and left as found.
-        start_layer: attention calls before this one count as identity; 0-based over the calls of every stream, negative counts from the end.
-            A mapping gives each stream its own, by the name of an input: ``{"pixel_values": -1}``; streams it does not name start at 0.
+        start_layer: attention calls before this one count as identity; 0-based over the calls of every stream, negative
+            counts from the end. A mapping gives each stream its own, by the name of an input: ``{"pixel_values": -1}``;
+            streams it does not name start at 0.
         normalize: normalise the relations in rule 10 (eq. 8-9). Changes nothing for models without cross-attention.
         self_terms: rule 10 as (R̄^{ss})ᵀ Ā R̄^{qq}; False takes Ā alone, as the paper's ablation.
-        use_relevance: (∇A ⊙ R_A)⁺ with the LRP relevance of the attention instead of the attention itself, as the paper's ablation.
+        use_relevance: (∇A ⊙ R_A)⁺ with the LRP relevance of the attention instead of the attention itself, as the
+            paper's ablation.
         output: name or function that chooses the explained tensor of a structured output.
 
     Example:
-        >>> scores = AttentionRelevance(lxmert).attribute_tokens(batch, target=answer)  # {"input_ids": (N, T), "visual_feats": (N, K), ...}
+        >>> scores = AttentionRelevance(lxmert).attribute_tokens(batch, target=answer)
+        >>> scores["input_ids"].shape, scores["visual_feats"].shape  # (N, T), (N, K)
     """
 
     def __init__(
@@ -77,7 +82,9 @@ class AttentionRelevance(TokenAttribution):
         def read(recording: Recording) -> Schedule:
             streams = self.streams(recording)
             active = streams.active(self.first_calls)
-            relations = Relations(streams.crossing, active, lambda node, rows: node.value, recording.inputs.batch, self.rules)
+            relations = Relations(
+                streams.crossing, active, lambda node, rows: node.value, recording.inputs.batch, self.rules
+            )
             return schedule_of(streams, active, relations)
 
         return self.explain(parsed(inputs, additional_forward_args), target, read, lambda results: results[0])
@@ -91,12 +98,15 @@ class AttentionRelevance(TokenAttribution):
 
     def weights(self, maps: Maps, node: Attention, rows: slice) -> Tensor:
         gradient = maps.gradient(node, rows)
-        return (gradient * (maps.relevance(node, rows) if self.needs_relevance else node.probabilities(rows))).clamp_(min=0)
+        carried = maps.relevance(node, rows) if self.needs_relevance else node.probabilities(rows)
+        return (gradient * carried).clamp_(min=0)
 
     def active_sets(self, recording: Recording) -> list[list[Attention]]:
         return [self.streams(recording).active(self.first_calls)]
 
-    def roll_out(self, recording: Recording, maps: Maps, leaves: list[Tensor], watched: Collection[Node]) -> tuple[Passed, Passed]:
+    def roll_out(
+        self, recording: Recording, maps: Maps, leaves: list[Tensor], watched: Collection[Node]
+    ) -> tuple[Passed, Passed]:
         streams = self.streams(recording)
         if not streams.crossing:
             return super().roll_out(recording, maps, leaves, watched)
@@ -105,7 +115,8 @@ class AttentionRelevance(TokenAttribution):
     def roll_across(
         self, streams: Streams, recording: Recording, maps: Maps, leaves: list[Tensor], watched: Collection[Node]
     ) -> tuple[Passed, Passed]:
-        """The row-vector flow from the output to the calls that need matrices, their relations, and on from where the streams were born."""
+        """The row-vector flow from the output to the calls that need matrices, their relations, and on from where the
+        streams were born."""
         weights = functools.partial(self.weights, maps)
         crossing = streams.crossing
         active = streams.active(self.first_calls)
@@ -125,5 +136,6 @@ class AttentionRelevance(TokenAttribution):
             if births:
                 flow.watched = watched
                 arrived = recording.relay(flow, births, starts, leaves)
-                passed = passed.plus(Passed([t.new_zeros(t.shape) if g is None else g for g, t in zip(arrived, leaves, strict=True)], flow.seen))
+                full = [torch.zeros_like(t) if g is None else g for g, t in zip(arrived, leaves, strict=True)]
+                passed = passed.plus(Passed(full, flow.seen))
         return passed, trunk

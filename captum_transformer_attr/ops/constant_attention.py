@@ -1,7 +1,8 @@
-"""Attention among learned queries that have read nothing yet (the first decoder layer of DETR, the first layer of a Q-Former).
+"""Attention among learned queries that have read nothing yet.
 
-No input reaches such a call, so it is not on the way from output to input. The relations between the queries that it makes do enter rule 10 of
-ICCV 2021: asked for (``Recorder.constants``), its values become a leaf of the graph, and the call is recorded like any other.
+Such is the first decoder layer of DETR, or of a Q-Former. No input reaches the call, so it is not on the way from
+output to input. The relations between the queries that it makes do enter rule 10 of ICCV 2021: asked for
+(``Recorder.constants``), its values become a leaf of the graph, and the call is recorded like any other.
 """
 
 from __future__ import annotations
@@ -47,7 +48,12 @@ def fused(recorder: Recorder, func: Any, query: Tensor, key: Tensor, value: Tens
 def product(recorder: Recorder, func: Any, *args: Any, **kwargs: Any) -> Any:
     """Constant probabilities times constant values."""
     operands = [*args, *kwargs.values()]
-    if len(operands) != 2 or not hasattr(operands[0], PROBABILITY) or operands[1].ndim < 3 or not followed(recorder, operands[1]):
+    if (
+        len(operands) != 2
+        or not hasattr(operands[0], PROBABILITY)
+        or operands[1].ndim < 3
+        or not followed(recorder, operands[1])
+    ):
         return func(*args, **kwargs)
     probability, value = operands
     known = layout_of(recorder, value)
@@ -56,7 +62,7 @@ def product(recorder: Recorder, func: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def followed(recorder: Recorder, value: Tensor) -> bool:
-    """Count the call; whether it shall and can be recorded: queries that are not repeated for every example are shared by the batch."""
+    """Count the call, and tell whether it shall and can be recorded: its queries must be repeated for every example."""
     if not torch.is_grad_enabled() or not value.is_floating_point():
         return False
     recorder.constant_attentions += 1
@@ -68,7 +74,9 @@ def leaf(recorder: Recorder, value: Tensor) -> Tensor:
     result = value.detach().clone().requires_grad_()
     recorder.counter += 1
     number = recorder.counter
-    setattr(result, tags.ATTRIBUTE, Tag(origin=number, ancestors=1 << number, weighted=1, layout=layout_of(recorder, value)))
+    setattr(
+        result, tags.ATTRIBUTE, Tag(origin=number, ancestors=1 << number, weighted=1, layout=layout_of(recorder, value))
+    )
     return result
 
 
@@ -86,4 +94,8 @@ def layout_of(recorder: Recorder, value: Tensor) -> lay.Layout | None:
 ON_CONSTANTS["softmax"] = mark
 ON_CONSTANTS["scaled_dot_product_attention"] = fused
 ON_CONSTANTS.update(dict.fromkeys(("matmul", "__matmul__", "bmm"), product))
-ON_CONSTANTS.update(dict.fromkeys(("dropout", "to", "type", "type_as", "float", "half", "bfloat16", "view", "reshape", "contiguous"), move))
+ON_CONSTANTS.update(
+    dict.fromkeys(
+        ("dropout", "to", "type", "type_as", "float", "half", "bfloat16", "view", "reshape", "contiguous"), move
+    )
+)
