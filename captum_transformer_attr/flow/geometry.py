@@ -77,14 +77,15 @@ def token_scores(recording: Recording, name: str, leaf: Tensor, arrived: Tensor,
     result = arrived - at_trunk
     if not recording.inputs.values[name].is_floating_point():
         return TokenScores(result, tuple(range(1, result.ndim)))
-    total = arrived.flatten(1).sum(1)
     batch = recording.inputs.batch
-    nodes = [node for node in candidates(recording, name) if node in seen]
-    for node in reversed(nodes):
-        assert node.layout is not None
-        here = on_grid(seen[node], node.layout, name, batch)
+    grids = {node: on_grid(seen[node], node.layout, name, batch) for node in candidates(recording, name) if node in seen and node.layout is not None}
+    sums = [arrived.flatten(1).sum(1), *(grid.flatten(1).sum(1) for grid in grids.values())]
+    # Between tokens and input some may have gone astray to padding, never the other way.
+    total = torch.stack(sums).abs().amax(0)
+    for node, here in reversed(grids.items()):
         # The last operation that everything passes: later ones lie in branches, earlier ones on coarser or finer grids.
-        if torch.allclose(here.flatten(1).sum(1), total, rtol=1e-3, atol=1e-6 * float(total.abs().max())):
+        if torch.allclose(here.flatten(1).sum(1).abs(), total, rtol=1e-3, atol=1e-6 * float(total.max())):
+            assert node.layout is not None
             scores = here - on_grid(trunk[node], node.layout, name, batch) if node in trunk else here
             axes = axes_of(node.layout, name)
             stride = node.tag.stride if len(node.tag.stride) == len(axes) else ()
@@ -98,7 +99,9 @@ def pooled_scores(recording: Recording, name: str, values: Tensor) -> TokenScore
     if values.ndim == 3:
         return TokenScores(values.sum(-1), (1,))
     if nodes and values.ndim > 3:
-        finest = max(nodes, key=lambda node: math.prod(lay.grid(node.layout, name)))
+        # Where no candidate was made from another one the streams of tokens begin; their finest grid is taken.
+        last = [node for node in nodes if not any(other.tag.ancestors >> node.tag.origin & 1 for other in nodes if other is not node)]
+        finest = max(last, key=lambda node: math.prod(lay.grid(node.layout, name)))
         assert finest.layout is not None
         axes = axes_of(finest.layout, name)
         flat = values.sum([i for i in range(1, values.ndim) if i not in axes])
