@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -59,6 +59,32 @@ class TransformerAttribution(GradientAttribution):  # type: ignore[misc]
         except LayoutLostError:
             results = [self.once(inputs.example(i), target_of(target, i, inputs.batch), compute) for i in range(inputs.batch)]
             return join(results)
+
+    def explain_each(
+        self,
+        inputs: Inputs,
+        targets: Sequence[Any],
+        compute: Callable[[Recording], Result],
+        join: Callable[[list[Result]], Result],
+    ) -> list[Result]:
+        """``explain`` for several targets of one recorded forward."""
+
+        def run(inputs: Inputs, targets: Sequence[Any]) -> list[Result]:
+            def each(recording: Recording) -> list[Result]:
+                results = [compute(recording)]
+                for target in targets[1:]:
+                    self.choose(recording, target)
+                    results.append(compute(recording))
+                return results
+
+            return self.once(inputs, targets[0], each)
+
+        try:
+            return run(inputs, targets)
+        except LayoutLostError:
+            batch = inputs.batch
+            alone = [run(inputs.example(i), [target_of(t, i, batch) for t in targets]) for i in range(batch)]
+            return [join(list(results)) for results in zip(*alone, strict=True)]
 
     def once(self, inputs: Inputs, target: Any, compute: Callable[[Recording], Result]) -> Result:
         shapes = tuple((n, tuple(v.shape), v.dtype) if isinstance(v, Tensor) else (n, str(v)[:80]) for n, v in inputs.values.items())

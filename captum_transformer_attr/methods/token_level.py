@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,6 +118,28 @@ class TokenAttribution(TransformerAttribution):
         given = parsed(inputs, additional_forward_args)
         scored = self.scored(given, target, False)
         return given.pack({name: finished(t.scores, given.values[name]) for name, t in scored.tokens.items()})
+
+    def attribute_tokens_each(
+        self, inputs: Any, targets: Sequence[Any], additional_forward_args: Any = None
+    ) -> list[Any]:
+        """Token scores for several targets of the same inputs: several detections of one image, every position of a
+        generated text. They share one forward.
+
+        Args:
+            inputs, additional_forward_args: as in ``attribute``.
+            targets: targets as in ``attribute``, each for the whole batch.
+
+        Returns:
+            For every target what ``attribute_tokens`` returns.
+
+        Raises:
+            InputError: for no target at all.
+        """
+        if not targets:
+            raise InputError("targets is empty; give at least one")
+        given = parsed(inputs, additional_forward_args)
+        found = self.explain_each(given, targets, lambda recording: self.score(recording, False), join_scored)
+        return [given.pack({n: finished(t.scores, given.values[n]) for n, t in s.tokens.items()}) for s in found]
 
     def attention_records(self, inputs: Any, target: Any = None, additional_forward_args: Any = None) -> AttentionRecords:
         """What was recorded on the way: one record per attention call, and the relevance of every block's output.
