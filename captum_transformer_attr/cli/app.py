@@ -85,6 +85,13 @@ def explain(
         list[str] | None,
         typer.Option("--target", "-t", help="Class index or label, several allowed; default: the top predictions."),
     ] = None,
+    text: Annotated[
+        list[str] | None,
+        typer.Option(help="A question about the image, or a text to compare it with (CLIP); several allowed."),
+    ] = None,
+    generate: Annotated[
+        int, typer.Option(min=0, help="Language models: write so many tokens, and explain each of them.")
+    ] = 0,
     top: Annotated[int, typer.Option(min=1, help="How many top predictions to explain without --target.")] = 2,
     method: Methods = None,
     png: Annotated[Path | None, typer.Option(help="Write a picture.")] = None,
@@ -99,7 +106,10 @@ def explain(
     squash: Squash = False,
     device: Device = "auto",
 ) -> None:
-    """Explain a model's predictions for images or sentences.
+    """Explain what a model says about images or texts.
+
+    Classifiers of images and texts, detectors, language models (prompts), question answering on images and
+    contrastive models (image and --text).
 
     Without --png, --html and --json it writes explanation.png and explanation.html.
     """
@@ -113,7 +123,9 @@ def explain(
             inputs=tuple(inputs),
             model=model,
             checkpoint=checkpoint,
+            texts=tuple(text or ()),
             targets=tuple(target or ()),
+            generate=generate,
             top=top,
             methods=tuple(method or ()),
             png=png,

@@ -13,7 +13,7 @@ from torch import nn
 
 from captum_transformer_attr.comparison import Method
 from captum_transformer_attr.visualization import Example, ImagePanel, TextPanel
-from captum_transformer_attr.visualization.report import FloatArray, Panel
+from captum_transformer_attr.visualization.report import Box, FloatArray, Panel
 
 TakeScores = Callable[[Any, str], FloatArray]
 """From a method's result and the label of what was asked to the scores that a view shows."""
@@ -44,11 +44,13 @@ class ImageView:
         title: Heading of the panel.
         image: ``(H, W, 3)`` uint8.
         scores: To ``(h, w)``.
+        boxes: Label -> the box of what was asked: left, top, right, bottom as shares of the picture.
     """
 
     title: str
     image: npt.NDArray[np.uint8]
     scores: TakeScores
+    boxes: Mapping[str, Box] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -113,5 +115,5 @@ def explain_cases(
 
 def _panel(view: ImageView | TextView, scores: dict[str, dict[str, FloatArray]]) -> Panel:
     if isinstance(view, ImageView):
-        return ImagePanel(view.title, view.image, scores)
+        return ImagePanel(view.title, view.image, scores, view.boxes)
     return TextPanel(view.title, view.tokens, scores)

@@ -14,15 +14,23 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from captum_transformer_attr.cli.cases import Case, explain_cases
+from captum_transformer_attr.cli.kinds.answer import answer_cases
+from captum_transformer_attr.cli.kinds.detection import detection_case
 from captum_transformer_attr.cli.kinds.image import image_case
+from captum_transformer_attr.cli.kinds.language import language_case
+from captum_transformer_attr.cli.kinds.pair import pair_case
 from captum_transformer_attr.cli.kinds.text import text_case
 from captum_transformer_attr.cli.progress import progress_bar
 from captum_transformer_attr.cli.values import split_commas, torch_device
 from captum_transformer_attr.comparison import resolve
 from captum_transformer_attr.errors import InputError
 from captum_transformer_attr.loading import (
+    AnswerModel,
+    DetectionModel,
     ImageModel,
+    LanguageModel,
     LoadedModel,
+    PairModel,
     PreprocessingOptions,
     TextModel,
     load_model,
@@ -42,7 +50,9 @@ class ExplainRequest:
     inputs: tuple[str, ...]
     model: str
     checkpoint: Path | None
+    texts: tuple[str, ...]
     targets: tuple[str, ...]
+    generate: int
     top: int
     methods: tuple[str, ...]
     png: Path | None
@@ -74,7 +84,9 @@ def run_explain(request: ExplainRequest) -> None:
         request.model, request.checkpoint, request.preprocessing, class_count=request.class_count
     ).with_labels(labels)
     loaded = loaded.to(device, None)
-    cases = [_case(loaded, given, request, device) for given in request.inputs]
+    if request.generate and not isinstance(loaded, LanguageModel):
+        raise InputError(f"--generate goes with language models; {loaded.name} is none")
+    cases = [case for given in request.inputs for case in _cases(loaded, given, request, device)]
     with progress_bar() as progress:
         examples = explain_cases(loaded.model, cases, methods, progress)
     report = Report(
@@ -90,11 +102,22 @@ def run_explain(request: ExplainRequest) -> None:
         _print(examples)
 
 
-def _case(loaded: LoadedModel, given: str, request: ExplainRequest, device: torch.device) -> Case:
+def _cases(loaded: LoadedModel, given: str, request: ExplainRequest, device: torch.device) -> list[Case]:
+    merge, targets, top = cast(Merge, request.merge), request.targets, request.top
+    if isinstance(loaded, PairModel):
+        return [pair_case(loaded, given, request.texts, device, merge)]
+    if isinstance(loaded, AnswerModel):
+        return answer_cases(loaded, given, request.texts, targets, top, device, merge)
+    if request.texts:
+        raise InputError(f"--text goes with models that read an image and a text; {loaded.name} does not")
     if isinstance(loaded, ImageModel):
-        return image_case(loaded, given, request.targets, request.top, device)
+        return [image_case(loaded, given, targets, top, device)]
+    if isinstance(loaded, DetectionModel):
+        return [detection_case(loaded, given, targets, device)]
+    if isinstance(loaded, LanguageModel):
+        return [language_case(loaded, given, targets, top, request.generate, device, merge)]
     if isinstance(loaded, TextModel):
-        return text_case(loaded, given, request.targets, request.top, device, cast(Merge, request.merge))
+        return [text_case(loaded, given, targets, top, device, merge)]
     raise InputError(f"model {loaded.name} takes no kind of input that explain knows")
 
 

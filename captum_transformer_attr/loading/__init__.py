@@ -4,15 +4,27 @@ from captum_transformer_attr.loading.checkpoints import load_weights, read_weigh
 from captum_transformer_attr.loading.errors import LoadingError
 from captum_transformer_attr.loading.images import ImagePreprocessing, PreprocessingOptions, read_image
 from captum_transformer_attr.loading.labels import class_index, read_labels, short_name
-from captum_transformer_attr.loading.models import ImageModel, LoadedModel, TextModel
+from captum_transformer_attr.loading.models import (
+    AnswerModel,
+    DetectionModel,
+    ImageModel,
+    LanguageModel,
+    LoadedModel,
+    PairModel,
+    TextModel,
+)
 from captum_transformer_attr.loading.resolve import load_model
 from captum_transformer_attr.loading.words import merge_pieces, words_of
 
 __all__ = [
+    "AnswerModel",
+    "DetectionModel",
     "ImageModel",
     "ImagePreprocessing",
+    "LanguageModel",
     "LoadedModel",
     "LoadingError",
+    "PairModel",
     "PreprocessingOptions",
     "TextModel",
     "class_index",

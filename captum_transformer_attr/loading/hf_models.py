@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,38 @@ from torch import nn
 
 from captum_transformer_attr.loading.checkpoints import load_weights
 from captum_transformer_attr.loading.errors import LoadingError, first_line
-from captum_transformer_attr.loading.images import ImagePreprocessing, PreprocessingOptions, plain_preprocessing
-from captum_transformer_attr.loading.models import ImageModel, LoadedModel, TextModel
+from captum_transformer_attr.loading.hf_inputs import class_names_of, preprocessing_of, tokenizer_of
+from captum_transformer_attr.loading.images import PreprocessingOptions
+from captum_transformer_attr.loading.models import (
+    AnswerModel,
+    DetectionModel,
+    ImageModel,
+    LanguageModel,
+    LoadedModel,
+    PairModel,
+    TextModel,
+)
 
-IMAGE_HEADS = ("ForImageClassification", "ForImageClassificationWithTeacher")
-TEXT_HEADS = ("ForSequenceClassification",)
+KINDS: dict[str, type[LoadedModel]] = {
+    "ForImageClassification": ImageModel,
+    "ForImageClassificationWithTeacher": ImageModel,
+    "ForSequenceClassification": TextModel,
+    "ForObjectDetection": DetectionModel,
+    "ForQuestionAnswering": AnswerModel,
+    "ForCausalLM": LanguageModel,
+    "LMHeadModel": LanguageModel,
+    "ForConditionalGeneration": LanguageModel,
+    "Model": PairModel,
+}
+"""Ends of class names -> what the command line makes of them, if the class takes the inputs of that kind."""
+NEEDED_INPUTS: dict[type[LoadedModel], tuple[str, ...]] = {
+    ImageModel: ("pixel_values",),
+    TextModel: ("input_ids",),
+    DetectionModel: ("pixel_values",),
+    AnswerModel: ("pixel_values", "input_ids"),
+    LanguageModel: ("input_ids",),
+    PairModel: ("pixel_values", "input_ids"),
+}
 
 
 def load_hf(
@@ -26,7 +54,7 @@ def load_hf(
     class_count: int | None = None,
     random_weights: bool = False,
 ) -> LoadedModel:
-    """A classifier of images or texts.
+    """A model with its tokenizer or image processor.
 
     The class is the one its ``config.json`` names; weights are read as float32.
 
@@ -45,19 +73,20 @@ def load_hf(
     config = read_config(name)
     if class_count is not None:
         config.num_labels = class_count
-    model_class, head = _model_class(name, config)
+    model_class, kind = _model_class(name, config)
     if checkpoint is not None or random_weights:
         model = model_class(config)
         if checkpoint is not None:
             load_weights(model, checkpoint)
     else:
         model = _pretrained(model_class, name, config)
-    model.eval()
-    names = _class_names(config)
-    multi_label = getattr(config, "problem_type", None) == "multi_label_classification"
-    if head in IMAGE_HEADS:
-        return ImageModel(name, model, names, multi_label, _preprocessing(name, config, options))
-    return TextModel(name, model, names, multi_label, _tokenizer(name))
+    sigmoid = "siglip" in config.model_type or getattr(config, "problem_type", None) == "multi_label_classification"
+    common = (name, model.eval(), class_names_of(config), sigmoid)
+    if kind in (ImageModel, DetectionModel):
+        return kind(*common, preprocessing_of(name, config, options))
+    if kind in (AnswerModel, PairModel):
+        return kind(*common, preprocessing_of(name, config, options), tokenizer_of(name))
+    return kind(*common, tokenizer_of(name))
 
 
 def read_config(name: str) -> Any:
@@ -74,7 +103,7 @@ def read_config(name: str) -> Any:
     try:
         return AutoConfig.from_pretrained(name)
     except Exception as error:  # a missing folder, a missing network and a broken file raise different classes
-        if Path(name).is_dir():
+        if path.is_dir():
             raise LoadingError(f"folder {name} holds no readable config.json: {first_line(error)}") from error
         raise LoadingError(
             f"model {name!r} is no timm architecture, no folder, and cannot be had from the Hugging Face hub "
@@ -82,19 +111,32 @@ def read_config(name: str) -> Any:
         ) from error
 
 
-def _model_class(name: str, config: Any) -> tuple[Any, str]:
-    """The class that the configuration names, and which supported head it has."""
+def _model_class(name: str, config: Any) -> tuple[Any, Any]:
+    """The class that the configuration names, and which kind of model it is."""
     import transformers
 
     architecture = (getattr(config, "architectures", None) or [""])[0]
-    for head in (*IMAGE_HEADS, *TEXT_HEADS):
-        if architecture.endswith(head) and hasattr(transformers, architecture):
-            return getattr(transformers, architecture), head
-    supported = ", ".join(f"…{head}" for head in (*IMAGE_HEADS, *TEXT_HEADS))
+    model_class = getattr(transformers, architecture, None)
+    for ending, kind in KINDS.items():
+        if model_class is not None and architecture.endswith(ending) and _takes(model_class, kind):
+            return model_class, kind
     raise LoadingError(
         f"model {name}: explaining {architecture or 'a model without a head'} from the command line is not supported "
-        f"(supported: {supported}); use the classes from Python"
+        "(supported: classifiers of images and texts, detectors, language models, question answering on images, "
+        "pairs of image and text); use the classes from Python"
     )
+
+
+def _takes(model_class: Any, kind: type[LoadedModel]) -> bool:
+    """Whether a class takes the inputs of a kind, and no image where the kind has none."""
+    arguments = inspect.signature(model_class.forward).parameters
+    needed = NEEDED_INPUTS[kind]
+    if kind is PairModel and "return_loss" not in arguments:  # contrastive models alone have this argument
+        return False
+    if kind is AnswerModel and "decoder_input_ids" in arguments:
+        return False
+    allowed = "pixel_values" in needed or "pixel_values" not in arguments
+    return allowed and all(key in arguments for key in needed)
 
 
 def _pretrained(model_class: Any, name: str, config: Any) -> nn.Module:
@@ -130,61 +172,3 @@ class _quiet:
         self.logging.set_verbosity(self.verbosity)
         if self.progress:
             self.logging.enable_progress_bar()
-
-
-def _tokenizer(name: str) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(name)
-    except Exception as error:
-        raise LoadingError(f"tokenizer of {name} cannot be loaded: {first_line(error)}") from error
-
-
-def _preprocessing(name: str, config: Any, options: PreprocessingOptions | None) -> ImagePreprocessing:
-    """The model's own image processor with the user's changes, or the user's values alone where it has none."""
-    from transformers import AutoImageProcessor
-
-    options = options or PreprocessingOptions()
-    try:
-        processor = AutoImageProcessor.from_pretrained(name)
-    except Exception as error:
-        size = options.size or _configured_size(config)
-        if options.mean is None or options.std is None or size is None:
-            raise LoadingError(
-                f"image processor of {name} cannot be loaded ({first_line(error)}); give --size, --mean and --std"
-            ) from error
-        return plain_preprocessing(size, options.mean, options.std, squash=options.squash)
-    changed: dict[str, Any] = {}
-    if options.size is not None:
-        height, width = options.size
-        changed["size"] = {"height": height, "width": width}
-        changed["crop_size"] = {"height": height, "width": width}
-    elif options.squash:
-        changed["size"] = dict(getattr(processor, "crop_size", None) or processor.size)
-    if options.size is not None or options.squash:
-        changed["do_center_crop"] = False
-    mean = tuple(options.mean or processor.image_mean)
-    std = tuple(options.std or processor.image_std)
-
-    def transform(image: Any) -> torch.Tensor:
-        values = processor(image, return_tensors="pt", image_mean=list(mean), image_std=list(std), **changed)
-        return values["pixel_values"][0]
-
-    return ImagePreprocessing(transform, mean, std)
-
-
-def _configured_size(config: Any) -> tuple[int, int] | None:
-    size = getattr(config, "image_size", None)
-    if isinstance(size, int):
-        return size, size
-    return None if size is None else (int(size[0]), int(size[1]))
-
-
-def _class_names(config: Any) -> tuple[str, ...] | None:
-    names = getattr(config, "id2label", None)
-    if not names or len(names) != config.num_labels:
-        return None
-    ordered = tuple(str(names[index]) for index in range(len(names)))
-    # transformers' placeholder for models that have no names.
-    return None if all(name == f"LABEL_{index}" for index, name in enumerate(ordered)) else ordered

@@ -56,6 +56,41 @@ class TextModel(LoadedModel):
     tokenizer: Callable[..., Any]
 
 
+@dataclass(frozen=True)
+class DetectionModel(LoadedModel):
+    """A detector with one row of class logits per query, ``(N, queries, classes + 1)``; the last class is "nothing"."""
+
+    preprocessing: ImagePreprocessing
+
+
+@dataclass(frozen=True)
+class LanguageModel(LoadedModel):
+    """A causal or encoder-decoder language model; its output is ``(N, T, vocabulary)``."""
+
+    tokenizer: Callable[..., Any]
+
+    @property
+    def has_encoder(self) -> bool:
+        """Whether the text is read by an encoder, and the answer written by a decoder."""
+        return bool(getattr(self.model.config, "is_encoder_decoder", False))
+
+
+@dataclass(frozen=True)
+class AnswerModel(LoadedModel):
+    """A classifier of answers to a question about an image."""
+
+    preprocessing: ImagePreprocessing
+    tokenizer: Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class PairModel(LoadedModel):
+    """A contrastive model: how well an image and a text fit, ``(images, texts)``."""
+
+    preprocessing: ImagePreprocessing
+    tokenizer: Callable[..., Any]
+
+
 def check_finite(model: nn.Module, name: str) -> None:
     """Refuse weights that no output can come from.
 

@@ -10,11 +10,11 @@ from captum.attr import visualization as captum_visualization
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyBboxPatch
+from matplotlib.patches import FancyBboxPatch, Rectangle
 from PIL import Image
 
 from captum_transformer_attr.visualization.colors import ColorScale, scale_of, text_color
-from captum_transformer_attr.visualization.report import Example, FloatArray, ImagePanel, Report, TextPanel
+from captum_transformer_attr.visualization.report import Box, Example, FloatArray, ImagePanel, Report, TextPanel
 
 CELL = 2.0
 """Width and height of one picture of a figure, in inches."""
@@ -75,6 +75,8 @@ def image_figure(panel: ImagePanel, probabilities: dict[str, float] | None = Non
         picture.set_title(_class_title(label, probabilities), fontsize=8, loc="left")
         for column, method in enumerate(methods, start=1):
             scale = overlay(grid[row, column], panel.image, panel.scores[label][method])
+            if label in panel.boxes:
+                _outline(grid[row, column], panel.boxes[label], panel.image.shape[1], panel.image.shape[0])
             grid[row, column].set_title(textwrap.fill(method, 24), fontsize=8)
             grid[row, column].set_xlabel(f"{scale.low:.2g} … {scale.high:.2g}", fontsize=6)
     return figure
@@ -135,6 +137,12 @@ def save_png(report: Report, path: Path, dots_per_inch: int = 130) -> None:
         page.paste(picture, (0, top))
         top += picture.height
     page.save(path, format="PNG", optimize=True)
+
+
+def _outline(axes: Axes, box: Box, width: int, height: int) -> None:
+    left, top, right, bottom = box
+    corner, size = (left * width, top * height), ((right - left) * width, (bottom - top) * height)
+    axes.add_patch(Rectangle(corner, *size, fill=False, edgecolor="white", linewidth=1.5))
 
 
 def _class_title(label: str, probabilities: dict[str, float] | None) -> str:

@@ -77,8 +77,8 @@ def _panel(panel: Panel) -> dict[str, Any]:
             "picture": _data_uri(Image.fromarray(np.asarray(picture))),
             "ratio": f"{width} / {height}",
             "classes": [
-                [_map(method, scores, size) for method, scores in by_method.items()]
-                for by_method in panel.scores.values()
+                [{**_map(method, scores, size), "box": _box(panel, label)} for method, scores in by_method.items()]
+                for label, by_method in panel.scores.items()
             ],
         }
     return {
@@ -89,6 +89,15 @@ def _panel(panel: Panel) -> dict[str, Any]:
             for label, by_method in panel.scores.items()
         ],
     }
+
+
+def _box(panel: ImagePanel, label: str) -> str:
+    """The style that places a class's box, empty if it has none."""
+    if label not in panel.boxes:
+        return ""
+    left, top, right, bottom = panel.boxes[label]
+    edges = (("left", left), ("top", top), ("right", 1 - right), ("bottom", 1 - bottom))
+    return "; ".join(f"{edge}: {100 * max(share, 0):.2f}%" for edge, share in edges)
 
 
 def _map(method: str, scores: FloatArray, size: tuple[int, int]) -> dict[str, Any]:

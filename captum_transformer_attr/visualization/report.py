@@ -13,6 +13,10 @@ Scores = Mapping[str, Mapping[str, FloatArray]]
 """Class label -> method name -> scores."""
 
 
+Box = tuple[float, float, float, float]
+"""Left, top, right, bottom, as shares of the picture's width and height."""
+
+
 def _checked(scores: Scores, panel: str) -> dict[str, dict[str, FloatArray]]:
     """A plain copy of ``scores`` whose classes all have the same methods and only finite values."""
     if not scores:
@@ -37,11 +41,13 @@ class ImagePanel:
         title: What the picture is, e.g. ``"image"``.
         image: ``(H, W, 3)`` uint8.
         scores: Class label -> method -> ``(h, w)``. Maps are stretched over the whole picture.
+        boxes: Class label -> a box to outline.
     """
 
     title: str
     image: npt.NDArray[np.uint8]
     scores: Scores
+    boxes: Mapping[str, Box] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.image.ndim != 3 or self.image.shape[2] != 3 or self.image.dtype != np.uint8:

@@ -73,10 +73,17 @@ def text_case(
     return Case(title, questions, (view,), f"predicted: {predicted}{encoded.note()}")
 
 
-def encode(tokenizer: Any, text: str, device: torch.device, merge: Merge) -> EncodedText:
+def encode(tokenizer: Any, text: str, device: torch.device, merge: Merge, padding: bool | str = False) -> EncodedText:
     """Model input for a text, and which pieces make up its words.
 
     A tokenizer that cannot tell where its pieces come from gives one word per piece.
+
+    Args:
+        tokenizer: Of transformers.
+        text: What to read.
+        device: Where the model is.
+        merge: How scores of pieces become a word's.
+        padding: As for the tokenizer.
 
     Raises:
         InputError: if nothing is left of the text.
@@ -84,7 +91,12 @@ def encode(tokenizer: Any, text: str, device: torch.device, merge: Merge) -> Enc
     fast = getattr(tokenizer, "is_fast", False)
     limit = tokenizer.model_max_length if tokenizer.model_max_length < NO_LIMIT else None
     batch = tokenizer(
-        text, return_tensors="pt", truncation=limit is not None, max_length=limit, return_offsets_mapping=fast
+        text,
+        return_tensors="pt",
+        truncation=limit is not None,
+        max_length=limit,
+        padding=padding,
+        return_offsets_mapping=fast,
     )
     offsets = batch.pop("offset_mapping")[0].tolist() if fast else []
     inputs = {key: value.to(device) for key, value in batch.items()}
