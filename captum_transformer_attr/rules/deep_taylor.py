@@ -41,6 +41,9 @@ def z_plus(node: LinearMap, r: Tensor, signal: Signal) -> Grads:
     x, magnitude, weight = node.x, node.x.abs(), node.weight.abs()
     size = node.map(magnitude, weight)
     y = node.unbiased()
+    limit = 10 * torch.finfo(r.dtype).eps / SMALLEST_SHARE[r.dtype]
+    if node.bias is not None and bool((size < limit * node.bias.abs()).any()):
+        y = node.map(x, node.weight)  # what the inputs contribute was lost in the rounding of a larger bias
     # Only an all-zero input (padding) gives size 0: then the output is nothing but bias.
     node.absorb(lambda: torch.where(size == 0, r, 0))
     z = y + size
