@@ -2,6 +2,7 @@
 
 # isort: off
 from captum_transformer_attr.ops import linear as linear
+from captum_transformer_attr.ops import grouped as grouped
 from captum_transformer_attr.ops import attention as attention
 from captum_transformer_attr.ops import bilinear as bilinear
 from captum_transformer_attr.ops import constant_attention as constant_attention
