@@ -1,17 +1,14 @@
 """Agreement with zennit (if installed) and lxt (if ``CTA_LXT_PYTHON`` names a Python that has it)."""
 
 import os
-import pathlib
-import sys
 
 import pytest
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "benchmarks"))
 
 
 def test_zennit():
     pytest.importorskip("zennit", reason="zennit is not installed: pip install zennit")
-    import peers_zennit
+    from benchmarks import peers_zennit
 
     found = peers_zennit.cases()
     assert len(found) >= 10
@@ -20,7 +17,7 @@ def test_zennit():
 
 
 def test_lxt():
-    import peers_lxt
+    from benchmarks import peers_lxt
 
     python = os.environ.get("CTA_LXT_PYTHON")
     if not python:
