@@ -96,8 +96,8 @@ def attention(node: Attention, r: Tensor, signal: Flow) -> Grads:
     if signal.trunk_only or node not in signal.active:
         value = torch.zeros_like(node.value)
     else:
-        rows_of = r.sum(-1, keepdim=True)
-        keys = sum(signal.weights(node, rows).mul(rows_of[..., rows, :]).sum(-2) for rows in node.blocks())
+        rows_of = r.sum(-1, keepdim=True).mT
+        keys = sum((rows_of[..., rows] @ signal.weights(node, rows)).squeeze(-2) for rows in node.blocks())
         assert isinstance(keys, Tensor)
         value = (keys[..., None] / node.value.shape[-1]).expand(*keys.shape, node.value.shape[-1])
     return node.to_value(value)
@@ -110,10 +110,11 @@ def residual(node: Sum, r: Tensor, signal: Flow) -> Grads:
     factors = signal.factors(node)
     trunk, attending = (r, r) if factors is None else (r * factors[0], r * factors[1])
     if node.trunk is None and not any(node.attends):
-        # Siblings: several inputs added into one token each report its score; two branches of one input (a projected shortcut) or two read-outs
-        # averaged after the attentions share it.
+        # Siblings: several inputs added into one token each report its score, and so do attentions that make up one branch; two branches of one
+        # input (a projected shortcut) or two read-outs averaged after the attentions share it.
         inputs = node.tags[0].ancestors & node.tags[1].ancestors & INPUTS
-        share = r if node.tags[0].attention == 0 and not inputs else r / 2
+        attentions = node.tags[0].attention > 0 and not (node.tags[0].carried | node.tags[1].carried) & INPUTS
+        share = r if attentions or (node.tags[0].attention == 0 and not inputs) else r / 2
         shares: list[Tensor | None] = [share, share]
     else:
         through = None if signal.trunk_only else attending

@@ -47,7 +47,7 @@ class Gelu(Elementwise):
 
 
 class Scale(Node):
-    """``y = c x`` (or ``x / c``) with a constant: LayerScale, 1/√d, a mask of zeros and ones. ``factor`` is what x was multiplied by."""
+    """``y = c x`` (or ``x / c``) with a constant: LayerScale, 1/√d, a mask, a rotation e^{iθ} of channel pairs. ``factor`` is what x was multiplied by."""
 
     label = "scaling"
 
@@ -65,7 +65,8 @@ class Scale(Node):
         return x / self.constant
 
     def gradient(self, g: Tensor) -> Grads:
-        return (unbroadcast(g * self.factor, self.x_shape),)
+        factor = self.factor.conj() if isinstance(self.factor, Tensor) else self.factor
+        return (unbroadcast(g * factor, self.x_shape),)
 
 
 def scaled(recorder: Recorder, x: Any, factor: Any, divide: bool = False) -> Any:

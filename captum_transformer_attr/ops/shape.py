@@ -21,7 +21,7 @@ VIEW_LIKE = frozenset(
     MaskedFill MaskedSelect MaskedScatter Where IndexPut IndexPutImpl IndexCopy Scatter ConstantPadNd ReflectionPad1D
     ReflectionPad2D ReplicationPad1D ReplicationPad2D MaxPool2DWithIndices MaxPool1D MaxPool3DWithIndices AdaptiveMaxPool2D Max Min Amax Amin Maximum Minimum
     Topk Sort CopySlices Copy AccumulateGrad SwapAxes Movedim PixelShuffle PixelUnshuffle Detach SelectScatter SliceScatter Tril Triu
-    UnsafeSplit UnsafeSplitWithSizes Take Fill ChannelShuffle ExpandCopy ViewCopy Kthvalue Msort PadSequence Rot90 Flatten""".split()
+    UnsafeSplit UnsafeSplitWithSizes Take Fill ChannelShuffle ExpandCopy ViewCopy Kthvalue Msort PadSequence Rot90 Flatten ViewAsComplex ViewAsReal""".split()
 )
 
 
@@ -63,6 +63,17 @@ def reorders(name: str) -> None:
 
 for _name in ("permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "t", "T", "mT", "adjoint"):
     reorders(_name)
+
+
+@infers("view_as_complex")
+def paired(out: Tensor, x: Tensor) -> lay.Layout | None:
+    return lay.without(layout_of(x), [-1])
+
+
+@infers("view_as_real")
+def unpaired(out: Tensor, x: Tensor) -> lay.Layout | None:
+    layout = layout_of(x)
+    return None if layout is None else (*layout, lay.axis(lay.FEATURE, 2))
 
 
 @infers("unbind")
@@ -170,6 +181,8 @@ def stack(recorder: Recorder, tensors: Any, dim: int = 0) -> Any:
 
 @handles("where")
 def where(recorder: Recorder, condition: Tensor, input: Any = None, other: Any = None) -> Any:
+    if condition.dtype != torch.bool:  # the method form: x.where(condition, other)
+        condition, input = input, condition
     pieces = [t if isinstance(t, Tensor) else torch.as_tensor(t, dtype=o.dtype, device=condition.device) for t, o in ((input, other), (other, input))]
     shape = torch.broadcast_shapes(condition.shape, *(t.shape for t in pieces))
     layout = lay.broadcast([(layout_of(t), t.shape) for t in pieces], shape)

@@ -27,6 +27,7 @@ LAYOUTS: dict[str, Callable[..., Layout | None]] = {}  # view-like function name
 HANDLE = "_captum_transformer_attr_handle"  # float stand-in of an integer tensor of token ids
 REFUSED = {"grid_sample": "deformable attention reads values at positions of its own and has no attention map"}  # function name → why
 CUT = "_captum_transformer_attr_cut"  # path of the module that took this tensor out of the graph
+UNKNOWN = "_captum_transformer_attr_unknown"  # the same for integers that were computed from token ids in a way that no handle follows
 
 # Functions that read only shapes, dtypes or devices of their tensor arguments.
 PASSIVE = frozenset(
@@ -186,16 +187,19 @@ class Recorder(TorchFunctionMode):
     def on_constants(self, func: Any, name: str, operands: list[Tensor], args: Any, kwargs: Any) -> Any:
         """No operand depends on an input through floats; ids carry a float handle along, and tensors that were cut stay cut."""
         if any(hasattr(t, HANDLE) for t in operands):
-            from captum_transformer_attr.ops.embedding import with_handles
+            from captum_transformer_attr.ops.token_ids import with_handles
 
             return with_handles(self, func, name, args, kwargs)
         handler = ON_CONSTANTS.get(name)
         result = func(*args, **kwargs) if handler is None else handler(self, func, *args, **kwargs)
-        cut = next((getattr(t, CUT) for t in operands if hasattr(t, CUT)), None)
+        cut = next((getattr(t, CUT, None) or getattr(t, UNKNOWN) for t in operands if hasattr(t, CUT) or hasattr(t, UNKNOWN)), None)
         if cut is not None:
+            computed = any(hasattr(t, UNKNOWN) for t in operands)
             for out in tensors_in((result,)):
                 if out.is_floating_point():
                     setattr(out, CUT, cut)
+                elif computed and out.dtype != torch.bool:
+                    setattr(out, UNKNOWN, cut)
         return result
 
     def cut(self, result: Any, operands: list[Tensor]) -> Any:

@@ -1,0 +1,124 @@
+"""What the model does with token ids before it embeds them: the float handles follow, or the use is marked and refused where it would matter.
+
+Ids that are moved (a decoder's shifted input, padding, joining) take their handle along; so do ids that are computed elementwise from ids (hash
+buckets, offsets), because position and token stay the same. A table indexed by ids is an embedding. Comparisons make masks, which say nothing of their
+own. Every other function of ids leaves the graph: its floats are marked as cut, its integers as not to be embedded.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_transformer_attr.recording.recorder import CUT, HANDLE, HANDLERS, UNKNOWN, Recorder, base_name, is_in_place, undispatched
+
+MOVES = frozenset(
+    """view reshape flatten unflatten contiguous clone permute transpose t T mT squeeze unsqueeze expand expand_as repeat repeat_interleave
+    __getitem__ narrow select chunk split unbind cat concat concatenate stack roll flip index_select gather pad masked_fill where view_as
+    reshape_as detach data __setitem__ masked_fill_ fill_ copy_ take_along_dim movedim swapaxes split_with_sizes tensor_split""".split()
+)
+CASTS = frozenset("to long int short type type_as cuda cpu".split())
+COMPUTES = frozenset(
+    "add sub rsub mul remainder mod fmod floordiv floor_divide div abs neg clamp clip clamp_min clamp_max bitwise_and and bitwise_or or bitwise_xor xor".split()
+)
+
+
+def with_handles(recorder: Recorder, func: Any, name: str, args: Any, kwargs: Any) -> Any:
+    """Run a function whose arguments include explained ids, and let their handles follow."""
+    if name == "embedding":
+        return HANDLERS["embedding"](recorder, *args, **kwargs)
+    table = table_lookup(recorder, name, args)
+    if table is not None:
+        return table
+    if name in MOVES:
+        return moved(recorder, func, name, args, kwargs)
+    if name not in HANDLERS and (copy := undispatched(func)) is not None:
+        with recorder:
+            return copy(*args, **kwargs)
+    result = func(*args, **kwargs)
+    if not isinstance(result, Tensor) or result.dtype == torch.bool:
+        return result
+    if result.is_floating_point():
+        setattr(result, CUT, recorder.path)
+    elif name in CASTS or base_name(name).removeprefix("r") in COMPUTES or base_name(name) in COMPUTES:
+        setattr(result, HANDLE, combined(recorder, (*args, *kwargs.values()), result.shape))
+    else:
+        setattr(result, UNKNOWN, recorder.path)
+    return result
+
+
+def combined(recorder: Recorder, values: tuple[Any, ...], shape: torch.Size) -> Tensor:
+    """Handle of ids computed elementwise from ids; from two sorts of ids (word and type) each gets the relevance in full."""
+    handles: list[Tensor] = [getattr(v, HANDLE) for v in values if hasattr(v, HANDLE)]
+    with recorder:
+        result = handles[0].expand(shape)
+        for other in handles[1:]:
+            result = result + other.expand(shape)
+    return result
+
+
+def table_lookup(recorder: Recorder, name: str, args: Any) -> Tensor | None:
+    """``table[ids]`` and ``table.index_select(0, ids)`` of a constant: an embedding if the table holds floats, other ids if it holds integers."""
+    if name == "__getitem__":
+        index, whole = args[1], True
+    elif name == "index_select":
+        index, whole = args[2], args[1] == 0
+    else:
+        return None
+    if hasattr(args[0], HANDLE) or not isinstance(index, Tensor) or not hasattr(index, HANDLE):
+        return None
+    if args[0].is_floating_point() and args[0].ndim == 2 and whole:
+        result: Tensor = HANDLERS["embedding"](recorder, index, args[0])
+        return result
+    result = args[0][index] if name == "__getitem__" else args[0].index_select(args[1], index)
+    if result.is_floating_point():
+        setattr(result, CUT, recorder.path)
+    elif result.shape == index.shape:
+        setattr(result, HANDLE, getattr(index, HANDLE))
+    elif result.dtype != torch.bool:
+        setattr(result, UNKNOWN, recorder.path)
+    return result
+
+
+def moved(recorder: Recorder, func: Any, name: str, args: Any, kwargs: Any) -> Any:
+    """Repeat on the handles what moves the ids; constants that take their places have the handle 0."""
+
+    def shadow(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        zeros = torch.zeros(value.shape, dtype=recorder.handle_dtype, device=value.device)
+        return getattr(value, HANDLE, zeros)
+
+    writes = is_in_place(name) or name == "__setitem__"
+    # The values that are moved stand first; what follows are positions, except where values are put in.
+    first = [shadow(t) for t in args[0]] if args and isinstance(args[0], (list, tuple)) else shadow(args[0]) if args else None
+    rest, given = list(args[1:]), {k: shadow(v) if k == "input" else v for k, v in kwargs.items()}
+    if name == "where":
+        if len(args) < 3:
+            return func(*args, **kwargs)
+        first, rest = args[0], [shadow(a) if isinstance(a, Tensor) else 0.0 for a in args[1:]]
+    elif name in ("masked_fill", "masked_fill_"):
+        rest, given = [*args[1:2], *([0.0] if len(args) > 2 else [])], {k: 0.0 if k == "value" else v for k, v in given.items()}
+    elif name == "fill_":
+        rest, given = [0.0], {}
+    elif name == "__setitem__":
+        rest = [args[1], shadow(args[2]) if isinstance(args[2], Tensor) else 0.0]
+    elif name == "copy_":
+        rest = [shadow(args[1])]
+    elif name == "pad":
+        given.pop("value", None)
+    result = func(*args, **kwargs)
+    if writes:
+        first = first.clone()  # type: ignore[union-attr]
+    with recorder:
+        followed = func(*([first, *rest] if args else []), **given)
+    if writes:
+        setattr(args[0], HANDLE, first)
+        return result
+    outs = zip(result, followed, strict=True) if isinstance(result, (tuple, list)) else [(result, followed)]
+    for out, handle in outs:
+        if handle.requires_grad:
+            setattr(out, HANDLE, handle)
+    return result
