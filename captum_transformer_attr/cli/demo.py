@@ -29,7 +29,7 @@ METHODS = (
     "AttentionRelevance",
     "AttentionRollout",
     "RawAttention",
-    "IntegratedGradients:n_steps=20",
+    "IntegratedGradients:n_steps=10",
     "InputXGradient",
 )
 SHOWN = {"embedded": 6, "embedded-swin": 3}
