@@ -22,6 +22,7 @@ from captum_transformer_attr.methods.transformer_lrp import TransformerLRP
 from captum_transformer_attr.methods.transformer_relevance import TransformerRelevance
 from captum_transformer_attr.ops.custom import register_rule, unregister_rule
 from captum_transformer_attr.recording.outputs import ForwardWrapper
+from captum_transformer_attr.recording.targets import Contrast
 from captum_transformer_attr.rules.linear_rules import Composite
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "AttentionRollout",
     "Composite",
     "Coverage",
+    "Contrast",
     "CoverageRow",
     "ForwardWrapper",
     "InputError",

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from captum_transformer_attr.errors import InputError
 from captum_transformer_attr.methods.token_level import TokenAttribution
+from captum_transformer_attr.methods.transformer_lrp import TransformerLRP
 
 IDS, DECODER_IDS, MASK = "input_ids", "decoder_input_ids", "attention_mask"
 
@@ -33,7 +34,10 @@ class GenerationScores:
 
 
 def explain_generation(
-    method: TokenAttribution, inputs: Mapping[str, Any], generated: Tensor, positions: Sequence[int] | None = None
+    method: TokenAttribution | TransformerLRP,
+    inputs: Mapping[str, Any],
+    generated: Tensor,
+    positions: Sequence[int] | None = None,
 ) -> GenerationScores:
     """Scores for every token that ``model.generate(**inputs)`` wrote.
 
@@ -41,8 +45,8 @@ def explain_generation(
     gives what explaining the model at that step of the generation would give.
 
     Args:
-        method: a token-level method around a Hugging Face model with a language head, such as
-            ``AttentionRelevance(model)``.
+        method: a method around a Hugging Face model with a language head, such as ``AttentionRelevance(model)`` or
+            ``TransformerLRP(model, "attnlrp")``.
         inputs: what ``generate`` was given: prompt or source with its mask, images, sounds.
         generated: what ``generate`` returned, ``(N, L)``.
         positions: which tokens of ``generated`` to explain; by default every token behind the prompt (language models)
@@ -92,9 +96,9 @@ def continued(model: Any, inputs: dict[str, Any], ids: Tensor) -> dict[str, Any]
             result[name] = torch.cat([value, last.expand(-1, added)], 1)
     result[IDS] = ids
     mask = result.get(MASK)
-    padded_left = mask is not None and bool((mask[:, 0] == 0).any())
-    if padded_left and "position_ids" not in result and "position_ids" in arguments_of(model):
-        result["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0)
+    if isinstance(mask, Tensor) and bool((mask[:, 0] == 0).any()):  # padded on the left
+        if "position_ids" not in result and "position_ids" in arguments_of(model):
+            result["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0)
     return result
 
 

@@ -15,6 +15,7 @@ from captum_transformer_attr.recording.node import LayoutLostError
 from captum_transformer_attr.recording.outputs import OutputChoice
 from captum_transformer_attr.recording.session import Recording, recorded
 from captum_transformer_attr.recording.tap import Tap
+from captum_transformer_attr.recording.targets import target_of
 
 Result = TypeVar("Result")
 INTERPOLATIONS = ("bilinear", "nearest")
@@ -98,15 +99,6 @@ class TransformerAttribution(GradientAttribution):  # type: ignore[misc]
     def choose(self, recording: Recording, target: Any) -> None:
         """Select what is explained."""
         recording.select(target)
-
-
-def target_of(target: Any, i: int, batch: int) -> Any:
-    """The target of the i-th example in Captum's forms."""
-    if isinstance(target, Tensor) and target.numel() > 1:
-        return target[i : i + 1]
-    if isinstance(target, list):
-        return target[i : i + 1]
-    return target
 
 
 def check_interpolation(interpolate: str) -> None:

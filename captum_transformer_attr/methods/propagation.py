@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from captum_transformer_attr.recording.session import Recording, select
+from captum_transformer_attr.recording.session import Recording
+from captum_transformer_attr.recording.targets import select
 from captum_transformer_attr.rules.table import Signal
 
 EXPLAINED = ("logit", "probability")
@@ -16,10 +17,13 @@ EXPLAINED = ("logit", "probability")
 
 @dataclass(frozen=True)
 class Start:
-    """Where relevance starts: ``source``, a tensor of the graph, with the signal ``signal``; ``total`` is the relevance sent, ``(N,)``."""
+    """Where relevance starts.
 
-    source: Tensor
-    signal: Tensor
+    source: a tensor of the graph with the signal ``signal`` of its shape, or None for the selected output. total: the relevance sent, ``(N,)``.
+    """
+
+    source: Tensor | None
+    signal: Tensor | None
     total: Tensor
 
 
@@ -31,13 +35,22 @@ class Propagated:
     parameters: dict[str, Tensor]
     delta: Tensor | None
 
+    def minus(self, other: Propagated) -> Propagated:
+        """The difference of two passes."""
+        paths = {**self.parameters, **other.parameters}
+        parameters = {path: self.parameters.get(path, 0) - other.parameters.get(path, 0) for path in paths}
+        relevance = [a - b for a, b in zip(self.relevance, other.relevance, strict=True)]
+        delta = None if self.delta is None or other.delta is None else self.delta - other.delta
+        return Propagated(relevance, parameters, delta)
+
 
 def start_of(recording: Recording, table: Signal, explained: str) -> Start:
     """Start at the selected logit with relevance 1, or with gradient 1, or with the gradient of its softmax probability."""
-    selected = recording.selected
-    one = torch.ones_like(selected)
+    if table.carries == "relevance":
+        return Start(None, None, torch.ones_like(recording.selected))
     if explained == "logit":
-        return Start(selected, one, one if table.carries == "relevance" else selected.detach())
+        subtracted = 0 if recording.subtracted is None else recording.subtracted.detach()
+        return Start(None, None, recording.selected.detach() - subtracted)
     with torch.enable_grad():
         logits = recording.output.detach().requires_grad_()
         probability = select(logits.softmax(-1), recording.target)
@@ -49,7 +62,19 @@ def start_of(recording: Recording, table: Signal, explained: str) -> Start:
 def propagate(
     recording: Recording, table: Signal, start: Start, wrt: Sequence[Tensor], factors: Sequence[Tensor | None], accounting: bool
 ) -> Propagated:
-    """One backward pass of ``table`` from ``start`` to ``wrt``; what arrives there as a modified gradient is multiplied by its factor, if any."""
+    """Relevance from ``start`` to ``wrt`` by ``table``; what arrives there as a modified gradient is multiplied by its factor, if any."""
+    result = one_pass(recording, table, start, wrt, factors, accounting)
+    if table.carries == "gradient" or recording.subtracted is None:
+        return result
+    # Rules that share a total out cannot take a total of 1 − 1: each term of the difference is propagated alone.
+    one = torch.ones_like(recording.subtracted)
+    return result.minus(one_pass(recording, table, Start(recording.subtracted, one, one), wrt, factors, accounting))
+
+
+def one_pass(
+    recording: Recording, table: Signal, start: Start, wrt: Sequence[Tensor], factors: Sequence[Tensor | None], accounting: bool
+) -> Propagated:
+    """One backward pass."""
     recorder = recording.recorder
     recorder.accounting, recorder.absorbed = accounting, {}
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,7 +85,7 @@ class TransformerLRP(TransformerAttribution):
 
         Args:
             inputs: a Tensor, a tuple of Tensors (positional arguments) or a mapping (keyword arguments); floats and token ids alike.
-            target: as in Captum: None, int, list, tensor, tuple(s).
+            target: as in Captum: None, int, list, tensor, tuple(s); or a ``Contrast`` of two targets.
             additional_forward_args: further positional arguments of the model.
             return_convergence_delta: also return ``(N,)``: relevance sent back minus relevance that arrived at inputs and parameters.
             interpolate: accepted for all classes alike; relevance of pixels needs no interpolation.
@@ -116,6 +116,24 @@ class TransformerLRP(TransformerAttribution):
         given = parsed(inputs, additional_forward_args)
         explained = self.explain(given, target, lambda recording: self.compute(recording, False), join_explained)
         return given.pack({name: finished(t.scores, given.values[name]) for name, t in explained.tokens.items()})
+
+    def attribute_tokens_each(
+        self, inputs: Any, targets: Sequence[Any], additional_forward_args: Any = None
+    ) -> list[Any]:
+        """``attribute_tokens`` for several targets of the same inputs, which share one forward.
+
+        Args:
+            inputs, additional_forward_args: as in ``attribute``.
+            targets: targets as in ``attribute``, each for the whole batch.
+
+        Raises:
+            InputError: for no target at all.
+        """
+        if not targets:
+            raise InputError("targets is empty; give at least one")
+        given = parsed(inputs, additional_forward_args)
+        found = self.explain_each(given, targets, lambda recording: self.compute(recording, False), join_explained)
+        return [given.pack({n: finished(t.scores, given.values[n]) for n, t in e.tokens.items()}) for e in found]
 
     def parameter_relevance(self, inputs: Any, target: Any = None, additional_forward_args: Any = None) -> dict[str, Tensor]:
         """What did not reach the inputs: relevance of biases, norm shifts, positional embeddings and class tokens.

@@ -7,12 +7,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from captum._utils.common import _select_targets
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
 import captum_transformer_attr.ops  # noqa: F401  registers the operations
-from captum_transformer_attr.errors import TargetError, UnsupportedModelError
+from captum_transformer_attr.errors import UnsupportedModelError
 from captum_transformer_attr.ops.attention import Attention
 from captum_transformer_attr.recording.audit import audit
 from captum_transformer_attr.recording.inputs import Inputs, attach
@@ -23,6 +22,7 @@ from captum_transformer_attr.recording.precision import is_half
 from captum_transformer_attr.recording.recorder import HANDLE, Recorder
 from captum_transformer_attr.recording.tags import Tag, tag_of
 from captum_transformer_attr.recording.tap import Tap
+from captum_transformer_attr.recording.targets import Contrast, select
 from captum_transformer_attr.rules.table import Signal
 
 # How far the recorded forward may be from the plain one, relative to the largest output: rounding, not more.
@@ -39,6 +39,7 @@ class Recording:
     def __init__(self, recorder: Recorder, inputs: Inputs, output: Tensor) -> None:
         self.recorder, self.inputs, self.output = recorder, inputs, output
         self.selected: Tensor = output
+        self.subtracted: Tensor | None = None
         self.target: Any = None
         self.nodes: list[Node] = []
         self.attentions: list[Attention] = []
@@ -51,19 +52,24 @@ class Recording:
             UnsupportedOperationError: if an operation has no rule.
         """
         self.target = target
-        self.selected = select(self.output, target)
+        # Of a difference the first term is what relevance and token flow start from; ``start`` knows both.
+        self.selected = select(self.output, target.first if isinstance(target, Contrast) else target)
+        self.subtracted = select(self.output, target.second) if isinstance(target, Contrast) else None
         if not self.selected.requires_grad:
             raise UnsupportedModelError("the selected output does not depend on the inputs through differentiable operations")
-        nodes = audit(self.selected)
+        nodes = set(audit(self.selected)).union(() if self.subtracted is None else audit(self.subtracted))
         self.nodes = sorted(nodes, key=lambda node: node.index)
         self.attentions = [n for n in self.nodes if isinstance(n, Attention) and not n.over_channels]
         return self.selected
 
     def send(self, signal: Signal, wrt: Sequence[Tensor], start: Tensor | None = None, source: Tensor | None = None) -> list[Tensor]:
         """Send a signal from the selected outputs, or from ``source``, back to ``wrt``; what nothing reached is zero."""
-        source = self.selected if source is None else source
-        start = torch.ones_like(source) if start is None else start
-        grads = self.relay(signal, [source], [start], wrt)
+        sources = [self.selected if source is None else source]
+        starts = [torch.ones_like(sources[0]) if start is None else start]
+        if source is None and self.subtracted is not None and signal.carries == "gradient":
+            sources.append(self.subtracted)
+            starts.append(-starts[0])
+        grads = self.relay(signal, sources, starts, wrt)
         return [torch.zeros_like(t) if g is None else g for g, t in zip(grads, wrt, strict=True)]
 
     def relay(self, signal: Signal, outputs: Sequence[Any], starts: Sequence[Tensor], wrt: Sequence[Any]) -> tuple[Tensor | None, ...]:
@@ -79,33 +85,6 @@ class Recording:
         tag = tag_of(tensor)
         assert tag is not None
         return tag
-
-
-def select(output: Tensor, target: Any) -> Tensor:
-    """Captum's target selection, one number per example.
-
-    Raises:
-        TargetError: if the target does not select one number per example of this output.
-    """
-    shape = tuple(output.shape)
-    if target is None and output.numel() == (shape[0] if shape else 1):
-        return output.reshape(-1)
-    try:
-        selected: Tensor = _select_targets(output, target)
-    except (AssertionError, IndexError, RuntimeError, TypeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else "it does not fit"
-        raise TargetError(f"target={shown(target)}: cannot select from an output of shape {shape} ({reason})") from error
-    if selected.numel() != (shape[0] if shape else 1):
-        raise TargetError(
-            f"target={shown(target)}: selects {tuple(selected.shape[1:])} numbers per example of an output of shape {shape}; one is needed"
-        )
-    return selected.reshape(-1)
-
-
-def shown(target: Any) -> str:
-    """A target as an error message quotes it."""
-    text = repr(target.tolist() if isinstance(target, Tensor) else target)
-    return text if len(text) < 60 else text[:57] + "..."
 
 
 @contextlib.contextmanager
