@@ -128,12 +128,12 @@ def smallest(name: str, depth: int | None = None) -> tuple[dict[str, Any], tuple
 
 
 def patch_size(name: str) -> int:
-    """The patch size of a plain vision transformer, 0 where there is none."""
+    """Pixels per token of a plain vision transformer, behind its stem if it has one; 0 for hierarchical models."""
     with torch.device("meta"):
         embedding = getattr(timm.create_model(name), "patch_embed", None)
-    size = getattr(embedding, "patch_size", 0)
-    size = size[0] if isinstance(size, (tuple, list)) else size
-    return int(size) if size > 4 else 0
+    ratio = getattr(embedding, "feat_ratio", None)
+    size = int(ratio()) if ratio is not None else 0
+    return size if size > 4 else 0
 
 
 def accepts(name: str, arguments: dict[str, Any], shape: tuple[int, ...]) -> bool:
