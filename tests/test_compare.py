@@ -12,7 +12,15 @@ import torch
 from captum.attr import InputXGradient, LayerGradCam
 from torch import Tensor, nn
 
-from captum_transformer_attr.comparison import compare, element_scores, method, method_names, rank_correlation, resolve
+from captum_transformer_attr.comparison import (
+    compare,
+    element_scores,
+    method,
+    method_names,
+    quantus_explain_func,
+    rank_correlation,
+    resolve,
+)
 from captum_transformer_attr.comparison.float_view import FloatView
 from captum_transformer_attr.comparison.grad_cam_layer import channels_first, last_token_layer, spread_over_input
 from captum_transformer_attr.errors import InputError
@@ -269,3 +277,33 @@ def _few_threads() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+def test_quantus_calls_methods_with_arrays(vit: Any) -> None:
+    images = torch.randn(3, 3, 32, 32)
+    explain = quantus_explain_func("InputXGradient")
+    result = explain(vit, images.numpy().astype(np.float64), np.array([0, 4, 2]), normalise=True)
+    expected = InputXGradient(vit).attribute(images.clone().requires_grad_(), target=[0, 4, 2])
+    np.testing.assert_allclose(result, expected.detach().numpy(), atol=1e-6)
+
+
+def test_quantus_metrics_run(vit: Any) -> None:
+    quantus = pytest.importorskip("quantus", reason="quantus is not installed: pip install quantus")
+    images, labels = np.random.default_rng(0).normal(size=(2, 3, 32, 32)).astype(np.float32), np.array([1, 3])
+    metric = quantus.FaithfulnessCorrelation(nr_runs=4, subset_size=32, return_aggregate=False, disable_warnings=True)
+    scores = metric(
+        model=vit,
+        x_batch=images,
+        y_batch=labels,
+        a_batch=None,
+        explain_func=quantus_explain_func("TransformerRelevance"),
+        device="cpu",
+    )
+    assert len(scores) == 2 and all(-1 <= score <= 1 for score in scores)
+
+
+def test_scores_fit_shap_plots(bag: Bag, words: dict[str, Tensor]) -> None:
+    shap = pytest.importorskip("shap", reason="shap is not installed: pip install shap")
+    scores = compare(bag, words, 0, ["InputXGradient"])["InputXGradient"].scores()[0].numpy()
+    page = shap.plots.text(shap.Explanation(values=scores, base_values=0.0, data=np.array(list("abcd"))), display=False)
+    assert "<svg" in page or "<div" in page

@@ -7,6 +7,7 @@ from captum_transformer_attr.comparison.compare import (
     compare,
 )
 from captum_transformer_attr.comparison.methods import Method, method, method_names, resolve
+from captum_transformer_attr.comparison.quantus import quantus_explain_func
 from captum_transformer_attr.comparison.scores import element_scores, rank_correlation
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "element_scores",
     "method",
     "method_names",
+    "quantus_explain_func",
     "rank_correlation",
     "resolve",
 ]
