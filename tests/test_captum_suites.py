@@ -84,7 +84,7 @@ def test_batch_equals_its_examples(entry, algorithm):
     inputs, target = arguments["inputs"], arguments.get("target")
     for i in range(len(tensors(inputs)[0])):
         alone = {**arguments, "inputs": tuple(t[i : i + 1] for t in tensors(inputs)) if isinstance(inputs, tuple) else inputs[i : i + 1]}
-        if isinstance(target, (list, torch.Tensor)):
+        if isinstance(target, (list, torch.Tensor)) and len(target) > 1:
             one = target[i]
             alone["target"] = one.item() if isinstance(one, torch.Tensor) and one.numel() == 1 else tuple(one) if isinstance(one, (tuple, torch.Tensor)) else one
         if arguments.get("additional_forward_args") is not None:
