@@ -296,7 +296,7 @@ def test_quantus_metrics_run(vit: Any) -> None:
         x_batch=images,
         y_batch=labels,
         a_batch=None,
-        explain_func=quantus_explain_func("TransformerRelevance"),
+        explain_func=quantus_explain_func("AttentionRollout"),
         device="cpu",
     )
     assert len(scores) == 2 and all(-1 <= score <= 1 for score in scores)
