@@ -44,7 +44,7 @@ class Maps:
     def relevance(self, node: Attention, rows: slice, probability: Tensor | None = None) -> Tensor:
         """R_A for these query rows, taken after the half and before the softmax."""
         p = node.probabilities(rows) if probability is None else probability
-        return p * (self.shares[node][..., rows, :] @ node.value.mT)
+        return (self.shares[node][..., rows, :] @ node.value.mT).mul_(p)
 
 
 def whole(node: Attention) -> slice:

@@ -28,4 +28,4 @@ class TransformerRelevance(TokenAttribution):
     needs_relevance = True
 
     def weights(self, maps: Maps, node: Attention, rows: slice) -> Tensor:
-        return (maps.gradient(node, rows) * maps.relevance(node, rows)).clamp_(min=0)
+        return maps.gradient(node, rows).mul_(maps.relevance(node, rows)).clamp_(min=0)

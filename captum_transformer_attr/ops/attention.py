@@ -105,12 +105,11 @@ class FusedAttention(Attention):
         return y
 
     def scores(self, rows: slice) -> Tensor:
-        """Queries times keys, before scale and mask."""
-        return self.query[..., rows, :] @ self.key.mT
+        """Scaled queries times keys, before the mask; scaling the queries spares a pass over the map."""
+        return (self.query[..., rows, :] * self.scale) @ self.key.mT
 
     def weights(self, scores: Tensor, rows: slice) -> Tensor:
-        """Softmax of the scaled and masked scores; a row whose every key is masked gives zeros, as the fused kernel does."""
-        scores = scores * self.scale
+        """Softmax of the masked scores; a row whose every key is masked gives zeros, as the fused kernel does."""
         hidden: Tensor | None = None
         if self.causal:
             keys = torch.arange(scores.shape[-1], device=scores.device)
@@ -140,11 +139,11 @@ class FusedAttention(Attention):
         for rows in self.blocks():
             p, g_rows = self.probabilities(rows), g[..., rows, :]
             dp = g_rows @ self.value.mT
-            ds = torch._softmax_backward_data(dp, p, -1, p.dtype) * self.scale
+            ds = torch._softmax_backward_data(dp, p, -1, p.dtype)
             dq[..., rows, :] = ds @ self.key
             dk += ds.mT @ self.query[..., rows, :]
             dv += p.mT @ g_rows
-        return self.to_live(dq, dk, dv)
+        return self.to_live(dq.mul_(self.scale), dk.mul_(self.scale), dv)
 
     def to_live(self, *signals: Tensor | None) -> Grads:
         """Signals of query, key and value, those of constant operands left out."""

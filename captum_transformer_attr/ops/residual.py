@@ -34,9 +34,7 @@ class Sum(Node):
         self.trunk = trunk_of(a, b)
         reference = self.tags[self.trunk].attention if self.trunk is not None else min(a.attention, b.attention)
         self.attends = (a.attention > reference, b.attention > reference)
-        shared = a.carried & b.carried
-        nested = shared and self.trunk is not None and any(self.attends)
-        self.fork: int | None = shared.bit_length() - 1 if nested else None
+        self.fork: int | None = None
         self.branch: Tensor | None = None
 
     @property
@@ -129,9 +127,9 @@ def add(recorder: Recorder, a: Any, b: Any) -> Any:
         branch = (tb, ta)[node.trunk]
         if isinstance(branch.sum_of, Sum):
             branch.sum_of.is_branch_of((ta, tb)[node.trunk])
-            node.fork = None
-        elif node.fork is not None:
-            node.branch = (b, a)[node.trunk]
+        elif any(node.attends):
+            shared = [o for o in recorder.edges if (ta.carried & tb.carried) >> o & 1]
+            node.fork, node.branch = max(shared, default=None), (b, a)[node.trunk]
     role = ta.role if ta.role == tb.role else tags.SCORES if tags.SCORES in (ta.role, tb.role) else tags.PLAIN
     root = common_root(ta, tb)
     return recorder.run(node, a, b, layout=layout, role=role, root=root, sum_of=node, carried=node.carried)

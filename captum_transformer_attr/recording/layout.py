@@ -168,6 +168,11 @@ def labels(layout: Layout | None) -> list[set[str]]:
     return [] if layout is None else [{label for label, _ in factors} for factors in layout]
 
 
+def features(layout: Layout | None) -> int:
+    """Number of features; 0 if the layout was lost."""
+    return 0 if layout is None else math.prod(size for factors in layout for label, size in factors if label == FEATURE)
+
+
 def feature_axes(layout: Layout | None) -> tuple[int, ...]:
     """Positions of the axes that hold features only."""
     return tuple(i for i, found in enumerate(labels(layout)) if found == {FEATURE})

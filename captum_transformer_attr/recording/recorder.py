@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from captum_transformer_attr.errors import UnsupportedOperationError
 from captum_transformer_attr.recording import tags
-from captum_transformer_attr.recording.layout import Layout, resized
+from captum_transformer_attr.recording.layout import Layout, features, resized
 from captum_transformer_attr.recording.node import Node, Record
 from captum_transformer_attr.recording.precision import CONVERSIONS, promoted
 from captum_transformer_attr.recording.tags import Tag, tag_of
@@ -120,10 +120,11 @@ class Recorder(TorchFunctionMode):
         self.atomic: list[Atomic] = []
         self.captured: dict[Node, Tensor] = {}  # outputs whose arriving signals can be asked for
         self.edges: dict[int, Any] = {}  # origin → where its signals arrive
+        self.parts: dict[tuple[Any, ...], Tag] = {}  # origin and place of some of its channels → their tag
 
     def clear(self) -> None:
         """Let go of every tensor."""
-        for held in (self.nodes, self.saved, self.module_outputs, self.atomic, self.absorbed, self.captured, self.edges):
+        for held in (self.nodes, self.saved, self.module_outputs, self.atomic, self.absorbed, self.captured, self.edges, self.parts):
             held.clear()
 
     @property
@@ -265,7 +266,12 @@ class Recorder(TorchFunctionMode):
             layout = infer(out, *args, **kwargs) if infer else resized(first.layout, out.shape)
         except (RuntimeError, TypeError, ValueError, IndexError):
             layout = None
-        if len(found) == 1:
+        if len(found) == 1 and layout is not None and features(layout) < features(first.layout):
+            # Some channels of several (queries of a joint projection, one half of a gated unit) are values of their own.
+            part = (first.origin, out.storage_offset(), out.shape, out.stride())
+            moved = self.parts.setdefault(part, self.merged(found, role=first.role, root=first.root, sum_of=first.sum_of))
+            moved = replace(moved, layout=layout)
+        elif len(found) == 1:
             # Values that only moved keep their identity, so that a trunk is recognised behind a reshape or a cast.
             moved = Tag(
                 first.origin, first.ancestors, first.attention, first.weighted, first.role, first.root, layout, first.stride,

@@ -19,7 +19,7 @@ from captum_transformer_attr.ops.residual import ConstantSum, Sum
 from captum_transformer_attr.ops.scatter import Accumulation
 from captum_transformer_attr.ops.shape import Join
 from captum_transformer_attr.recording.node import Grads, Node
-from captum_transformer_attr.rules.table import Rule, Signal, divide
+from captum_transformer_attr.rules.table import STABILISER, Rule, Signal, divide
 
 
 def identity(node: Node, r: Tensor, signal: Signal) -> Grads:
@@ -70,7 +70,7 @@ def matrix_product(node: MatMul, r: Tensor, signal: Signal) -> Grads:
 
 def attention_map(node: ValueProduct | FusedAttention, p: Tensor, s: Tensor, rows: slice) -> Tensor:
     """Relevance of the attention map: R_A = A ⊙ (S Vᵀ) with S = R_out / (2 · out)."""
-    return p * (s[..., rows, :] @ node.value.mT)
+    return (s[..., rows, :] @ node.value.mT).mul_(p)
 
 
 def eager_attention(node: ValueProduct, r: Tensor, signal: Signal) -> Grads:
@@ -88,10 +88,16 @@ def fused_attention(node: FusedAttention, r: Tensor, signal: Signal) -> Grads:
         scores = node.scores(rows)
         p = node.weights(scores, rows)
         rv += p.mT @ s[..., rows, :]
-        t = divide(attention_map(node, p, s, rows), scores).div_(2)
+        t = attention_map(node, p, s, rows)
+        empty = scores == 0
+        t = t.div_(scores.add_(node.scale * STABILISER))
+        if bool(empty.any()):
+            t.masked_fill_(empty, 0)
         rq[..., rows, :] = t @ node.key
         rk += t.mT @ node.query[..., rows, :]
-    return node.to_live(rq * node.query, rk * node.key, rv * node.value)
+    # The scores were scaled, the products that they are divided into were not; and both operands share half and half.
+    half = node.scale / 2
+    return node.to_live(rq.mul_(node.query).mul_(half), rk.mul_(node.key).mul_(half), rv.mul_(node.value))
 
 
 def residual(node: Sum, r: Tensor, signal: Signal) -> Grads:

@@ -49,7 +49,9 @@ def gradient_signal() -> Signal:
     return Signal("gradient", "gradient", {Node: ordinary})
 
 
+STABILISER = 1e-9
+
+
 def divide(a: Tensor, b: Tensor) -> Tensor:
     """``a / b``, 0 where b is 0; the stabiliser is the published one (added, whatever the sign of b) and far below any b that matters."""
-    tiny = 1e-9 if b.dtype in (torch.float32, torch.float64) else 1e-6
-    return torch.where(b == 0, 0, a / (b + tiny))
+    return torch.where(b == 0, 0, a / (b + STABILISER))
