@@ -128,8 +128,9 @@ def add(recorder: Recorder, a: Any, b: Any) -> Any:
         if isinstance(branch.sum_of, Sum):
             branch.sum_of.is_branch_of((ta, tb)[node.trunk])
         elif any(node.attends):
-            shared = [o for o in recorder.edges if (ta.carried & tb.carried) >> o & 1]
-            node.fork, node.branch = max(shared, default=None), (b, a)[node.trunk]
+            shared = ta.carried & tb.carried
+            node.fork = max((o for o in recorder.edges if shared >> o & 1), default=None) if shared else None
+            node.branch = (b, a)[node.trunk] if node.fork is not None else None
     role = ta.role if ta.role == tb.role else tags.SCORES if tags.SCORES in (ta.role, tb.role) else tags.PLAIN
     root = common_root(ta, tb)
     return recorder.run(node, a, b, layout=layout, role=role, root=root, sum_of=node, carried=node.carried)
