@@ -177,6 +177,13 @@ handles("softmax")(softmax_handler("softmax"))
 handles("log_softmax")(softmax_handler("log_softmax"))
 
 
+def hides_every_key(mask: Tensor | None) -> bool:
+    """Whether some query sees no key at all."""
+    if mask is None:
+        return False
+    return not bool((mask if mask.dtype == torch.bool else mask > -math.inf).any(-1).all())
+
+
 @handles("scaled_dot_product_attention")
 def scaled_dot_product_attention(
     recorder: Recorder,
@@ -203,6 +210,13 @@ def scaled_dot_product_attention(
         query, key, value = (t if t.shape[:-2] == lead else t.expand(*lead, *t.shape[-2:]) for t in (query, key, value))
     operands = (query, key, value)
     live = (query.requires_grad, key.requires_grad, value.requires_grad)
+    if live in ((True, False, True), (False, True, True)) and not is_causal and not hides_every_key(attn_mask):
+        # Learned queries (attention pooling): their product with the keys is linear in the keys and gets its rule, as where it is written out.
+        with recorder:
+            scores = query @ key.transpose(-1, -2) * scale
+            if attn_mask is not None:
+                scores = scores.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
+            return scores.softmax(-1) @ value
     node = FusedAttention(attn_mask, is_causal, scale, live, tuple(t.detach() for t in operands))
     found = [t for t in map(tag_of, operands) if t is not None]
     tq, tv = tag_of(query), tag_of(value)

@@ -19,7 +19,7 @@ from captum_transformer_attr.ops.residual import ConstantSum, Sum
 from captum_transformer_attr.ops.scatter import Accumulation
 from captum_transformer_attr.ops.shape import Join
 from captum_transformer_attr.recording.node import Grads, Node
-from captum_transformer_attr.rules.table import STABILISER, Rule, Signal, divide
+from captum_transformer_attr.rules.table import Rule, Signal, divide, stabiliser
 
 
 def identity(node: Node, r: Tensor, signal: Signal) -> Grads:
@@ -90,14 +90,18 @@ def fused_attention(node: FusedAttention, r: Tensor, signal: Signal) -> Grads:
         rv += p.mT @ s[..., rows, :]
         t = attention_map(node, p, s, rows)
         empty = scores == 0
-        t = t.div_(scores.add_(node.scale * STABILISER))
+        t = t.div_(scores.add_(node.scale * stabiliser(scores)))
         if bool(empty.any()):
             t.masked_fill_(empty, 0)
         rq[..., rows, :] = t @ node.key
         rk += t.mT @ node.query[..., rows, :]
     # The scores were scaled, the products that they are divided into were not; and both operands share half and half.
     half = node.scale / 2
-    return node.to_live(rq.mul_(node.query).mul_(half), rk.mul_(node.key).mul_(half), rv.mul_(node.value))
+    parts = (rq.mul_(node.query).mul_(half), rk.mul_(node.key).mul_(half), rv.mul_(node.value))
+    lost = sum(part.sum((-2, -1), keepdim=True) for part, alive in zip(parts, node.live, strict=True) if not alive)
+    if isinstance(lost, Tensor):
+        node.absorb(lambda: (lost / r.shape[-2:].numel()).expand_as(r))
+    return node.to_live(*parts)
 
 
 def residual(node: Sum, r: Tensor, signal: Signal) -> Grads:

@@ -49,9 +49,11 @@ def gradient_signal() -> Signal:
     return Signal("gradient", "gradient", {Node: ordinary})
 
 
-STABILISER = 1e-9
+def stabiliser(denominator: Tensor) -> float:
+    """Added to denominators, whatever their sign: the published 1e-9; float64 resolves smaller numbers and would lose relevance to it."""
+    return 1e-15 if denominator.dtype == torch.float64 else 1e-9
 
 
 def divide(a: Tensor, b: Tensor) -> Tensor:
-    """``a / b``, 0 where b is 0; the stabiliser is the published one (added, whatever the sign of b) and far below any b that matters."""
-    return torch.where(b == 0, 0, a / (b + STABILISER))
+    """``a / b``, stabilised, 0 where b is 0."""
+    return torch.where(b == 0, 0, a / (b + stabiliser(b)))
