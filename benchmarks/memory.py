@@ -11,6 +11,7 @@ import json
 import resource
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,7 +32,11 @@ def peak(case_name: str, method: str) -> float:
     """MiB above the weights, in this process: run once per process."""
     torch.manual_seed(0)
     case = CASES[case_name]()
-    run = case.forward if method == FORWARD else (ours(case) | peers(case))[method]
+    return measured_peak(case.forward if method == FORWARD else (ours(case) | peers(case))[method])
+
+
+def measured_peak(run: Callable[[], Any]) -> float:
+    """MiB that a run needs above what the process holds before it."""
     if torch.cuda.is_available():
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
