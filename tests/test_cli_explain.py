@@ -144,6 +144,22 @@ def test_checkpoint_labels_and_preprocessing(folder: Path, capsys: pytest.Captur
     assert example["panels"][0]["size"] == [64, 96]
 
 
+def test_one_class_rather_than_another(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = (folder / "photo.png", "-m", folder / "vit.safetensors", "-t", "dog > cat", "-t", "dog", "-t", "cat")
+    assert (
+        explain(*arguments, "--method", "InputXGradient,IntegratedGradients:n_steps=4,TransformerRelevance", "--json")
+        == 0
+    )
+    (example,) = json.loads(capsys.readouterr().out)["examples"]
+    difference, dog, cat = example["classes"]
+    assert difference == {"label": "dog rather than cat", "target": {"first": 1, "second": 0}, "probability": None}
+    scores = example["panels"][0]["scores"]
+    for name in ("InputXGradient", "IntegratedGradients (n_steps=4)"):  # linear in the output
+        parts = {label: np.array(scores[label][name]) for label in scores}
+        np.testing.assert_allclose(parts["dog rather than cat"], parts["dog"] - parts["cat"], atol=1e-5)
+    assert explain(*arguments[:3], "-t", "dog > cat > bird", "--method", "Saliency", "--html", "a.html") == 1
+
+
 def test_long_texts_are_cut_where_the_model_ends(folder: Path) -> None:
     text = "good film " * 10
     assert explain(text, "-m", folder / "bert", "--method", "Saliency", "--html", "a.html") == 0

@@ -83,7 +83,11 @@ def explain(
     checkpoint: Checkpoint = None,
     target: Annotated[
         list[str] | None,
-        typer.Option("--target", "-t", help="Class index or label, several allowed; default: the top predictions."),
+        typer.Option(
+            "--target",
+            "-t",
+            help='Class index or label, several allowed; "this > that" for a difference; default: the top predictions.',
+        ),
     ] = None,
     text: Annotated[
         list[str] | None,

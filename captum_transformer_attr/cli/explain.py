@@ -37,6 +37,7 @@ from captum_transformer_attr.loading import (
     read_labels,
 )
 from captum_transformer_attr.loading.words import Merge
+from captum_transformer_attr.recording.targets import Contrast
 from captum_transformer_attr.visualization import Example, ImagePanel, Report, TextPanel, save_html, save_png
 from captum_transformer_attr.visualization.files import check_writable, write_files
 
@@ -140,7 +141,11 @@ def as_json(model: str, cases: list[Case], examples: tuple[Example, ...]) -> dic
             {
                 "input": case.title,
                 "classes": [
-                    {"label": question.label, "target": question.target, "probability": question.probability}
+                    {
+                        "label": question.label,
+                        "target": _target_as_json(question.target),
+                        "probability": question.probability,
+                    }
                     for question in case.questions
                 ],
                 "panels": [_panel_as_json(panel) for panel in example.panels],
@@ -148,6 +153,10 @@ def as_json(model: str, cases: list[Case], examples: tuple[Example, ...]) -> dic
             for case, example in zip(cases, examples, strict=True)
         ],
     }
+
+
+def _target_as_json(target: Any) -> Any:
+    return {"first": target.first, "second": target.second} if isinstance(target, Contrast) else target
 
 
 def _panel_as_json(panel: ImagePanel | TextPanel) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from captum_transformer_attr.comparison.scores import over_features
 from captum_transformer_attr.errors import InputError
 from captum_transformer_attr.recording.inputs import parse
 from captum_transformer_attr.recording.outputs import unwrap
+from captum_transformer_attr.recording.targets import Contrast, select
 
 
 class FloatView:
@@ -29,13 +30,14 @@ class FloatView:
     Args:
         model: Any module.
         inputs: A tensor, a tuple of positional arguments, or a mapping of keyword arguments.
+        contrast: A difference of two outputs, which is then all the view returns: Captum knows no such target.
 
     Raises:
         InputError: if nothing can be explained, or ids are not looked up in an ``nn.Embedding``.
     """
 
-    def __init__(self, model: nn.Module, inputs: Any) -> None:
-        self.model = model
+    def __init__(self, model: nn.Module, inputs: Any, contrast: Contrast | None = None) -> None:
+        self.model, self.contrast = model, contrast
         self.inputs = parse(inputs)
         self.entries, self.explained = self.inputs.values, self.inputs.explained
         tensors = [self.entries[key] for key in self.explained]
@@ -62,7 +64,8 @@ class FloatView:
             else:
                 entries[key] = features
         with _substituted(substitutes):
-            return unwrap(self.call(entries))
+            output = unwrap(self.call(entries))
+        return output if self.contrast is None else select(output, self.contrast)
 
     def call(self, entries: Mapping[str, Any]) -> Any:
         """The model's own output for complete entries."""

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import captum_transformer_attr
 from captum_transformer_attr.comparison.captum_methods import CAPTUM_METHODS
 from captum_transformer_attr.comparison.float_view import FloatView
 from captum_transformer_attr.errors import InputError
+from captum_transformer_attr.recording.targets import Contrast
 
 NEED_LAYER = ("LayerTransformerLRP", "NeuronTransformerLRP")
 """Classes that explain a layer instead of the input, and so cannot be called by name alone."""
@@ -137,11 +138,17 @@ def _captum_call(name: str, options: dict[str, Any]) -> Callable[[nn.Module, Any
     _check_options(name, function, options, ("view", "target"))
 
     def attribute(model: nn.Module, inputs: Any, target: Any) -> Any:
+        contrast = target if isinstance(target, Contrast) else None
+        if contrast is not None and isinstance(contrast.first, list | Tensor):
+            # Captum repeats examples, but not what it does not know to be a target.
+            raise InputError(
+                f"{name}: a Contrast of several targets cannot be explained; give one target for the batch"
+            )
         with _evaluating(model):
-            view = FloatView(model, inputs)
+            view = FloatView(model, inputs, contrast)
             # Called under no_grad as well, like our own classes.
             with torch.enable_grad():
-                return view.restore(tuple(function(view, target, **options)))
+                return view.restore(tuple(function(view, None if contrast else target, **options)))
 
     return attribute
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from captum_transformer_attr.cli.cases import Question
 from captum_transformer_attr.errors import InputError
 from captum_transformer_attr.loading import LoadedModel, class_index, short_name
 from captum_transformer_attr.recording.outputs import unwrap
+from captum_transformer_attr.recording.targets import Contrast
 
 
 def model_scores(loaded: LoadedModel, inputs: Any) -> Tensor:
@@ -49,18 +51,39 @@ def class_questions(
         raise InputError(f"model {loaded.name} returns scores of shape {tuple(output.shape)}, not one score per class")
     logits, probabilities = output[0], loaded.probabilities(output)[0].tolist()
     count = logits.shape[0]
+    chosen: list[tuple[int, ...]] = [(index,) for index in logits.topk(min(top, count)).indices.tolist()]
     if wanted:
-        indices = list(dict.fromkeys(class_index(text, loaded.class_names, count) for text in wanted))
-    else:
-        indices = logits.topk(min(top, count)).indices.tolist()
-    labels = class_labels(loaded, indices)
-    questions = tuple(
-        Question(label, index, inputs, probabilities[index]) for label, index in zip(labels, indices, strict=True)
-    )
-    return questions, class_labels(loaded, [int(logits.argmax())])[0]
+        chosen = [
+            tuple(class_index(name, loaded.class_names, count) for name in contrasted(text))
+            for text in dict.fromkeys(wanted)
+        ]
+    names = dict(zip(range(count), class_labels(loaded, range(count)), strict=True))
+    questions = {
+        " rather than ".join(names[index] for index in indices): Question(
+            " rather than ".join(names[index] for index in indices),
+            indices[0] if len(indices) == 1 else Contrast(*indices),
+            inputs,
+            probabilities[indices[0]] if len(indices) == 1 else None,
+        )
+        for indices in chosen
+    }
+    return tuple(questions.values()), names[int(logits.argmax())]
+
+
+def contrasted(text: str) -> list[str]:
+    """What the user asks for: one name, or the two names of ``"this > that"``.
+
+    Raises:
+        InputError: if there are more.
+    """
+    parts = [part.strip() for part in text.split(">")]
+    if len(parts) > 2 or not all(parts):
+        raise InputError(f'target {text!r}: write one class, or two as "this > that"')
+    return parts
 
 
 def class_labels(loaded: LoadedModel, indices: Sequence[int]) -> list[str]:
     """A short, distinct label per class."""
     names = [short_name(loaded.class_names[index]) if loaded.class_names else f"class {index}" for index in indices]
-    return [f"{name} ({index})" if names.count(name) > 1 else name for name, index in zip(names, indices, strict=True)]
+    count = Counter(names)
+    return [f"{name} ({index})" if count[name] > 1 else name for name, index in zip(names, indices, strict=True)]

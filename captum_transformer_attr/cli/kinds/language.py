@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from captum_transformer_attr.cli.cases import Case, Question, TextView
-from captum_transformer_attr.cli.kinds.classes import model_scores
+from captum_transformer_attr.cli.kinds.classes import contrasted, model_scores
 from captum_transformer_attr.cli.kinds.text import EncodedText, encode, read_text
 from captum_transformer_attr.comparison import element_scores
 from captum_transformer_attr.errors import InputError
 from captum_transformer_attr.loading import LanguageModel
 from captum_transformer_attr.loading.words import Merge
+from captum_transformer_attr.recording.targets import Contrast
 from captum_transformer_attr.visualization.report import FloatArray
 
 TRANSLATED_TOKENS = 8
@@ -58,17 +59,31 @@ def language_case(
     if loaded.has_encoder:
         prompt["decoder_input_ids"] = _start(loaded, device)
     probabilities = model_scores(loaded, prompt)[0, -1].softmax(-1)
-    wanted = [token_index(loaded.tokenizer, target, len(probabilities)) for target in targets]
-    tokens = list(dict.fromkeys(wanted)) or probabilities.topk(top).indices.tolist()
+    count = len(probabilities)
+    chosen: list[list[int]] = [[token] for token in probabilities.topk(top).indices.tolist()]
+    if targets:
+        chosen = [
+            [token_index(loaded.tokenizer, name, count) for name in contrasted(target)]
+            for target in dict.fromkeys(targets)
+        ]
     position = (prompt["decoder_input_ids"] if loaded.has_encoder else prompt["input_ids"]).shape[1] - 1
-    labels = token_labels(loaded.tokenizer, tokens)
-    questions = tuple(
-        Question(label, (position, token), prompt, float(probabilities[token]))
-        for label, token in zip(labels, tokens, strict=True)
-    )
+    tokens = list(dict.fromkeys(token for pair in chosen for token in pair))
+    names = dict(zip(tokens, token_labels(loaded.tokenizer, tokens), strict=True))
+    questions = tuple(_next_token(names, pair, position, prompt, probabilities) for pair in chosen)
     predicted = token_labels(loaded.tokenizer, [int(probabilities.argmax())])[0]
     view = TextView("prompt", encoded.words, encoded.scores)
     return Case(title, questions, (view,), f"next token: {predicted}{encoded.note()}")
+
+
+def _next_token(
+    names: dict[int, str], tokens: list[int], position: int, prompt: dict[str, Any], probabilities: Tensor
+) -> Question:
+    """The question about one token, or about one token rather than another."""
+    label = " rather than ".join(names[token] for token in tokens)
+    first = (position, tokens[0])
+    if len(tokens) == 1:
+        return Question(label, first, prompt, float(probabilities[tokens[0]]))
+    return Question(label, Contrast(first, (position, tokens[1])), prompt)
 
 
 def token_index(tokenizer: Any, wanted: str, count: int) -> int:
