@@ -66,7 +66,7 @@ def matmul(recorder: Recorder, a: Tensor, b: Tensor) -> Any:
     if weights == [False, True]:
         # Values times transposed attention: the same product seen from the other side.
         with recorder:
-            return (b.transpose(-1, -2) @ a.transpose(-1, -2)).transpose(-1, -2)
+            return (b.transpose(-1, -2) @ a.transpose(-1, -2)).transpose(-1, -2).contiguous()
     shape = (*torch.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1])
     layout = product_layout(ta, tb, a, b, shape)
     weighted = min(t.weighted for t in (ta, tb) if t) + 1 if ta or tb else 1
@@ -166,7 +166,7 @@ def contract_two(a: str, b: str, result: str, x: Tensor, y: Tensor) -> Tensor:
 
     product = arrange(x, a, rows, inner) @ arrange(y, b, inner, columns)
     letters = [*batch, *rows, *columns]
-    return product.reshape([size[c] for c in letters]).permute([letters.index(c) for c in result])
+    return product.reshape([size[c] for c in letters]).permute([letters.index(c) for c in result]).contiguous()
 
 
 def spans(start: int, groups: tuple[list[str], ...]) -> list[range]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+from collections import OrderedDict
 from collections.abc import Iterator
+from copy import copy
 from typing import Any
 
 import torch
@@ -11,6 +13,8 @@ from torch import Tensor, nn
 
 from captum_transformer_attr.errors import UnsupportedModelError
 from captum_transformer_attr.recording.recorder import Recorder, describe, tensors_in
+
+CONTAINERS = (dict, OrderedDict, list)  # of module attributes that a forward may fill
 
 
 def modules_of(function: Any) -> list[nn.Module]:
@@ -29,12 +33,17 @@ def modules_of(function: Any) -> list[nn.Module]:
 
 @contextlib.contextmanager
 def as_evaluated(function: Any) -> Iterator[None]:
-    """Evaluation mode, parameters frozen, random state kept; everything is put back, also after an exception."""
+    """Evaluation mode, parameters frozen, random state kept; everything is put back, also after an exception.
+
+    Attributes that the model writes while it runs (caches of position biases, stashed activations) are put back too: a cache filled from
+    parameters that are trained further would be stale, a stashed activation would keep the recording alive.
+    """
     roots = modules_of(function)
     modules = [m for root in roots for m in root.modules()]
     refuse_compiled(roots)
     training = [(m, m.training) for m in modules]
     parameters = [(p, p.requires_grad) for root in roots for p in (*root.parameters(), *root.buffers()) if p.requires_grad]
+    attributes = [(m, dict(m.__dict__), {k: copy(v) for k, v in m.__dict__.items() if type(v) in CONTAINERS}) for m in modules]
     devices = sorted({p.device.index or 0 for root in roots for p in root.parameters() if p.device.type == "cuda"})
     try:
         for m in modules:
@@ -44,10 +53,26 @@ def as_evaluated(function: Any) -> Iterator[None]:
         with torch.random.fork_rng(devices=devices):
             yield
     finally:
+        for m, values, contents in attributes:
+            put_back(m, values, contents)
         for m, mode in training:
             m.training = mode
         for p, flag in parameters:
             p.requires_grad_(flag)
+
+
+def put_back(module: nn.Module, values: dict[str, Any], contents: dict[str, Any]) -> None:
+    """Give a module's ``__dict__`` the values it had, and its containers the contents they had."""
+    for name in module.__dict__.keys() - values.keys():
+        del module.__dict__[name]
+    module.__dict__.update(values)
+    for name, content in contents.items():
+        container = values[name]
+        if isinstance(container, list):
+            container[:] = content
+        elif len(container) != len(content) or any(container.get(key, container) is not value for key, value in content.items()):
+            container.clear()
+            container.update(content)
 
 
 def refuse_compiled(roots: list[nn.Module]) -> None:
