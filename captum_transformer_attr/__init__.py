@@ -8,11 +8,14 @@ from captum_transformer_attr.errors import (
     UnsupportedModelError,
     UnsupportedOperationError,
 )
+from captum_transformer_attr.methods.attcat import AttCAT
 from captum_transformer_attr.methods.attention_gradcam import AttentionGradCam
 from captum_transformer_attr.methods.attention_relevance import AttentionRelevance
 from captum_transformer_attr.methods.attention_rollout import AttentionRollout
+from captum_transformer_attr.methods.fullgrad_plus import FullGradPlus
 from captum_transformer_attr.methods.layer_lrp import LayerTransformerLRP
 from captum_transformer_attr.methods.layer_relevance import LayerRelevance
+from captum_transformer_attr.methods.legrad import LeGrad
 from captum_transformer_attr.methods.neuron_lrp import NeuronTransformerLRP
 from captum_transformer_attr.methods.partial_lrp import PartialLRP
 from captum_transformer_attr.methods.raw_attention import RawAttention
@@ -26,17 +29,20 @@ from captum_transformer_attr.recording.targets import Contrast
 from captum_transformer_attr.rules.linear_rules import Composite
 
 __all__ = [
+    "AttCAT",
     "AttentionGradCam",
     "AttentionRelevance",
     "AttentionRollout",
     "Composite",
-    "Coverage",
     "Contrast",
+    "Coverage",
     "CoverageRow",
     "ForwardWrapper",
+    "FullGradPlus",
     "InputError",
     "LayerRelevance",
     "LayerTransformerLRP",
+    "LeGrad",
     "NeuronTransformerLRP",
     "PartialLRP",
     "RawAttention",

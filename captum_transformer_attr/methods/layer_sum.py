@@ -1,0 +1,91 @@
+"""Methods that add up token scores of several layers and carry them along the residual trunk to the inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from captum_transformer_attr.flow.maps import Maps
+from captum_transformer_attr.flow.token_flow import Flow
+from captum_transformer_attr.methods.token_level import Passed, TokenAttribution, terminal_sums
+from captum_transformer_attr.ops.attention import Attention
+from captum_transformer_attr.recording.node import Grads, Node
+from captum_transformer_attr.recording.session import Recording
+
+
+@dataclass(frozen=True, eq=False)
+class Deposit:
+    """Token scores of one layer: ``scores`` has the shape of ``tensor``, a tensor of the graph, and its channel sum is a token's score."""
+
+    tensor: Tensor
+    scores: Tensor
+
+
+class LayerSumAttribution(TokenAttribution):
+    """Base of the methods that score the tokens of every layer and add the layers up.
+
+    The residual trunk says which token of the input a token of a layer is, so that class tokens fall away and merged patches share.
+    """
+
+    def deposits(self, recording: Recording, maps: Maps) -> list[Deposit]:
+        """Token scores of the layers."""
+        raise NotImplementedError
+
+    def roll_out(
+        self, recording: Recording, maps: Maps, leaves: list[Tensor], watched: Collection[Node]
+    ) -> tuple[Passed, Passed]:
+        found = self.deposits(recording, maps)
+        signal = TrunkFlow({})
+        signal.watched = watched
+        arrived = recording.relay(signal, [d.tensor for d in found], [d.scores for d in found], leaves)
+        zeros = [torch.zeros_like(leaf) for leaf in leaves]
+        through = [z if r is None else r for r, z in zip(arrived, zeros, strict=True)]
+        return Passed(through, signal.seen), Passed(zeros, {})
+
+
+class TrunkFlow(Flow):
+    """Token flow along residual trunks only; an attention in ``added`` adds token scores of its own to its values' tokens."""
+
+    def __init__(self, added: dict[Attention, Tensor]) -> None:
+        super().__init__(lambda node, rows: node.probabilities(rows), [], [], trunk_only=True)
+        self.added = added
+        self.rules = {**self.rules, Attention: add_scores}
+
+
+def add_scores(node: Attention, r: Tensor, signal: TrunkFlow) -> Grads:
+    """Scores ``(..., keys)`` spread evenly over the values' channels."""
+    if node not in signal.added:
+        return node.to_value(torch.zeros_like(node.value))
+    return node.to_value((signal.added[node][..., None] / node.value.shape[-1]).expand_as(node.value))
+
+
+class ReadOutRows(Flow):
+    """What the read-out rows attend to in every layer: a pass along the trunk that looks at each attention and sends nothing through it."""
+
+    def __init__(self, recording: Recording) -> None:
+        super().__init__(lambda node, rows: node.probabilities(rows), [], terminal_sums(recording))
+        self.rows: dict[Attention, Tensor] = {}
+        self.rules = {**self.rules, Attention: look}
+
+
+def look(node: Attention, r: Tensor, signal: ReadOutRows) -> Grads:
+    """Attention of the read-out rows per head, ``(..., heads, keys)``; a row's weight is shared by the heads, so that heads add up to their mean."""
+    rows_of = r.sum(-1, keepdim=True).mT
+    parts = [(rows_of[..., rows] @ node.probabilities(rows)).squeeze(-2) for rows in node.blocks()]
+    signal.rows[node] = torch.stack(parts).sum(0)
+    return node.to_value(torch.zeros_like(node.value))
+
+
+def read_out_attention(recording: Recording) -> dict[Attention, Tensor]:
+    """Every attention's read-out row averaged over heads, ``(..., keys)``; missing where the trunk leads to no read-out."""
+    signal = ReadOutRows(recording)
+    recording.send(signal, list(recording.inputs.leaves.values()))
+    return {node: rows.sum(-2) for node, rows in signal.rows.items()}
+
+
+def of_blocks(recording: Recording, names: Sequence[str]) -> dict[str, list[Attention]]:
+    """The attention calls inside each block."""
+    return {n: [a for a in recording.attentions if a.path == n or a.path.startswith(f"{n}.")] for n in names}
