@@ -7,7 +7,7 @@ are computed, of the earlier ones the matrices these need.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -31,17 +31,25 @@ class Rules:
 class Relations:
     """Accumulates relation matrices over the attention calls of crossing streams, in execution order.
 
-    An own matrix R^{ss} is kept without its identity.
+    An own matrix R^{ss} is kept without its identity. ``columns`` says for calls that read only some tokens of a stream
+    which ones, ``(B, keys)``.
     """
 
     def __init__(
-        self, calls: Collection[Call], active: Collection[Attention], weights: Weights, batch: int, rules: Rules
+        self,
+        calls: Collection[Call],
+        active: Collection[Attention],
+        weights: Weights,
+        batch: int,
+        rules: Rules,
+        columns: Mapping[Attention, Tensor] | None = None,
     ) -> None:
         self.updates: dict[State, list[Call]] = {}
         for call in sorted(calls, key=lambda call: call.attention.index):
             self.updates.setdefault(call.update, []).append(call)
         self.calls = [call for calls in self.updates.values() for call in calls if call.attention in set(active)]
         self.active, self.weights, self.batch, self.rules = set(self.calls), weights, batch, rules
+        self.columns = columns or {}
         self.reach = self.reached()
 
     # ------------------------------------------------------------------ what depends on what
@@ -134,14 +142,19 @@ class Relations:
         return result
 
     def map(self, call: Call) -> Tensor:
-        """Ā, averaged over heads (eq. 5): ``(B, queries, keys)``."""
+        """Ā, averaged over heads (eq. 5): ``(B, N_s, N_q)``."""
         node = call.attention
         parts = []
         for rows in node.blocks():
             part = self.weights(node, rows)
             part = part.reshape(self.batch, -1, *part.shape[-2:])
             parts.append(part.to(torch.promote_types(part.dtype, torch.float32)).mean(1))
-        return torch.cat(parts, 1)
+        found = torch.cat(parts, 1)
+        index = self.columns.get(node)
+        if index is None:
+            return found
+        whole = found.new_zeros(*found.shape[:2], call.key.stream.tokens or 0)
+        return whole.scatter_add_(2, index[:, None].expand_as(found), found)
 
 
 @dataclass

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from captum_transformer_attr.flow.bimodal import Relations, Weights
+from captum_transformer_attr.errors import UnsupportedModelError
+from captum_transformer_attr.flow.bimodal import Weights
 from captum_transformer_attr.flow.streams import Call, Stream
 from captum_transformer_attr.flow.token_flow import Flow
 from captum_transformer_attr.ops.attention import Attention
@@ -76,7 +77,7 @@ def below(
     readers: dict[Attention, Tensor] = {}
     streams = []
     for stream, scores in gained.items():
-        reader = next(call.attention for call in calls if call.key.stream is stream)
+        reader = next(call.attention for call in calls if call.key.stream is stream and reads_all(call))
         readers[reader] = scores
         streams.append(stream)
     outputs = [recording.recorder.captured[node] for node in readers]
@@ -86,4 +87,41 @@ def below(
     return [edge for edge, _ in arrived], [signal for _, signal in arrived]
 
 
-__all__ = ["Carry", "Relations", "StoppedFlow", "below"]
+def reads_all(call: Call) -> bool:
+    """Whether an attention call reads every token of the stream it asks."""
+    return call.attention.map_shape[-1] == call.key.stream.tokens
+
+
+def columns_read(recording: Recording, calls: Sequence[Call]) -> dict[Attention, Tensor]:
+    """For calls that read only some tokens of a stream: which ones, ``(B, keys)``.
+
+    Numbers sent from the keys down to the stream's birth, once from this call and once from one that reads all tokens,
+    meet at the same elements there.
+    """
+    found = {}
+    for call in calls:
+        if not reads_all(call) and call.key.stream.birth is not None:
+            whole = next(c for c in calls if c.key.stream is call.key.stream and reads_all(c))
+            part, full = (numbers_at_birth(recording, c) for c in (call, whole))
+            shared = part > 0
+            keys, tokens = call.attention.map_shape[-1], whole.attention.map_shape[-1]
+            index = torch.full((recording.inputs.batch * keys,), -1, device=part.device)
+            index[part[shared] - 1] = (full[shared] - 1) % tokens
+            if bool((index < 0).any()):
+                raise UnsupportedModelError(f"module '{call.attention.path}': its keys cannot be traced back to tokens")
+            found[call.attention] = index.reshape(-1, keys)
+    return found
+
+
+def numbers_at_birth(recording: Recording, call: Call) -> Tensor:
+    """1, 2, … for the keys of all examples, as they arrive at the elements of the stream's birth; 0 where none does."""
+    node, batch = call.attention, recording.inputs.batch
+    keys = node.map_shape[-1]
+    output, edge = recording.recorder.captured[node], GradientEdge(call.key.stream.birth, 0)  # type: ignore[arg-type]
+    number = torch.arange(1, batch * keys + 1, device=output.device).reshape(batch, keys).to(node.value.dtype)
+    one, many = (
+        recording.relay(Carry({node: code}), [output], [torch.zeros_like(output)], [edge])[0]
+        for code in (torch.ones_like(number), number)
+    )
+    assert one is not None and many is not None
+    return torch.where(one > 0, (many / torch.where(one > 0, one, 1)).round(), 0).long().flatten()

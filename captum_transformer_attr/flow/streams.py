@@ -174,7 +174,8 @@ class Finder:
                 Call(attention, kind if whole else LOCAL, self.states[end], before if whole else None, query, key)
             )
             if whole:
-                stream.tokens, key.stream.tokens = attention.map_shape[-2:]
+                stream.tokens, columns = attention.map_shape[-2:]
+                key.stream.tokens = key.stream.tokens or columns
             else:
                 self.made_from += [(stream, s.stream) for s in (query, key) if kind != CROSS or s is query]
         if not whole and trunk is not None:
@@ -216,7 +217,9 @@ class Finder:
             key = own if rows == columns else State(self.constant(fn))
         same = key.stream is own.stream
         fits = global_map(attention, self.recording.inputs.batch) and (not same or rows == columns)
-        fits = fits and own.stream.tokens in (None, rows) and key.stream.tokens in (None, columns)
+        fits = fits and own.stream.tokens in (None, rows)
+        # Some of a stream's tokens may be asked (patches without the class token), more than it has may not.
+        fits = fits and (key.stream.tokens in (None, columns) or (not same and columns < (key.stream.tokens or 0)))
         related = bool(seen.roots & (asked.roots | self.roots(trunk)))
         return (LOCAL if not fits or (related and not same) else SELF if same else CROSS), query, key
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_transformer_attr.flow.bimodal import Relations, Rules
-from captum_transformer_attr.flow.crossing import StoppedFlow, below
+from captum_transformer_attr.flow.crossing import StoppedFlow, below, columns_read
 from captum_transformer_attr.flow.maps import Maps
 from captum_transformer_attr.flow.streams import StartLayer, Streams, find_streams
 from captum_transformer_attr.flow.token_flow import Flow
@@ -122,7 +122,7 @@ class AttentionRelevance(TokenAttribution):
         active = streams.active(self.first_calls)
         stops = [call.attention for call in crossing]
         batch = recording.inputs.batch
-        relations = Relations(crossing, active, weights, batch, self.rules)
+        relations = Relations(crossing, active, weights, batch, self.rules, columns_read(recording, crossing))
 
         alone = Flow(weights, (), terminal_sums(recording), trunk_only=True)
         alone.watched = watched

@@ -34,6 +34,10 @@ class Sum(Node):
         self.trunk = trunk_of(a, b)
         reference = self.tags[self.trunk].attention if self.trunk is not None else min(a.attention, b.attention)
         self.attends = (a.attention > reference, b.attention > reference)
+        further = further_branch(a, b) if self.trunk is None else None
+        if further is not None:
+            self.trunk, inner = further
+            self.attends = (self.trunk == 1 and a.attention > inner, self.trunk == 0 and b.attention > inner)
         self.fork: int | None = None
         self.branch: Tensor | None = None
 
@@ -68,6 +72,18 @@ def trunk_of(a: Tag, b: Tag) -> int | None:
     if a.attention == b.attention:
         return None
     return 0 if (a.weighted, a.attention) <= (b.weighted, b.attention) else 1
+
+
+def further_branch(a: Tag, b: Tag) -> tuple[int, int] | None:
+    """In ``((x + f(x)) + g(x)) + h(x)`` the position of the sum so far, and the attention depth of ``x``; else None."""
+    for position, (first, second) in enumerate(((a, b), (b, a))):
+        inner = first.sum_of
+        while isinstance(inner, Sum) and inner.trunk is not None:
+            trunk = inner.tags[inner.trunk]
+            if second.comes_from(trunk):
+                return position, trunk.attention
+            inner = trunk.sum_of
+    return None
 
 
 class ConstantSum(Node):
