@@ -158,6 +158,11 @@ class Softmax(LocalNode):
 
     label = "softmax"
 
+    def gradient(self, g: Tensor) -> Grads:
+        (back,) = super().gradient(g)
+        # A row whose every key is masked is NaN; where the model hides it afterwards (Longformer) nothing arrives, and nothing may leave.
+        return (back if back is None else torch.where(self.y.isnan() & (g == 0), 0, back),)
+
 
 def softmax_handler(name: str) -> Any:
     function = getattr(torch, name)

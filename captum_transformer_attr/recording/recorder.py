@@ -115,6 +115,7 @@ class Recorder(TorchFunctionMode):
         self.handle_dtype = torch.float32
         self.constants = False  # also record attention among constants
         self.constant_attentions = 0
+        self.mixes_examples = False  # some examples were cut out of the batch axis: rows may belong to others than they seem to
         self.promote = False  # follow a half-precision model in float32
         self.module_outputs: dict[str, list[Any]] = {}
         self.atomic: list[Atomic] = []
@@ -266,6 +267,8 @@ class Recorder(TorchFunctionMode):
             layout = infer(out, *args, **kwargs) if infer else resized(first.layout, out.shape)
         except (RuntimeError, TypeError, ValueError, IndexError):
             layout = None
+        if name == "__getitem__" and layout is None and first.layout is not None and not tensors_in(args[1:]):
+            self.mixes_examples = True
         if len(found) == 1 and layout is not None and features(layout) < features(first.layout):
             # Some channels of several (queries of a joint projection, one half of a gated unit) are values of their own.
             part = (first.origin, out.storage_offset(), out.shape, out.stride())

@@ -16,7 +16,7 @@ from captum_transformer_attr.ops.attention import Attention
 from captum_transformer_attr.recording.audit import audit
 from captum_transformer_attr.recording.inputs import Inputs, attach
 from captum_transformer_attr.recording.modules import as_evaluated, modules_of, watched
-from captum_transformer_attr.recording.node import Node
+from captum_transformer_attr.recording.node import LayoutLostError, Node
 from captum_transformer_attr.recording.outputs import OutputChoice, unwrap
 from captum_transformer_attr.recording.precision import is_half
 from captum_transformer_attr.recording.recorder import HANDLE, Recorder
@@ -57,6 +57,8 @@ class Recording:
         self.subtracted = select(self.output, target.second) if isinstance(target, Contrast) else None
         if not self.selected.requires_grad:
             raise UnsupportedModelError("the selected output does not depend on the inputs through differentiable operations")
+        if self.recorder.mixes_examples and self.recorder.batch > 1:
+            raise LayoutLostError("a slice of the batch axis")
         nodes = set(audit(self.selected)).union(() if self.subtracted is None else audit(self.subtracted))
         self.nodes = sorted(nodes, key=lambda node: node.index)
         self.attentions = [n for n in self.nodes if isinstance(n, Attention) and not n.over_channels]
