@@ -261,7 +261,7 @@ ENCODER_DECODERS: dict[str, dict[str, Any]] = {
     "pegasus": {},
     "pegasus_x": {"block_size": 4, "num_global_tokens": 2},
     "plbart": {},
-    "prophetnet": {"hidden_size": 32, "num_encoder_layers": 2, "num_decoder_layers": 2, "num_encoder_attention_heads": 4, "num_decoder_attention_heads": 4, "ngram": 2, "relative_max_distance": 16, "num_buckets": 8},
+    "prophetnet": {"hidden_size": 32, "num_layers": None, "num_encoder_layers": 2, "num_decoder_layers": 2, "num_encoder_attention_heads": 4, "num_decoder_attention_heads": 4, "ngram": 2, "relative_max_distance": 16, "num_buckets": 8},
     "switch_transformers": {"num_experts": 4, "expert_capacity": 16, "num_sparse_encoder_layers": 1, "num_sparse_decoder_layers": 1, "num_layers": 2, "num_decoder_layers": 2},
     "t5": {},
     "t5 (gated)": {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
