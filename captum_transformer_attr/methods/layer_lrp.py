@@ -75,8 +75,9 @@ class LayerTransformerLRP(LayerGradientXActivation):  # type: ignore[misc]
             grad_kwargs: accepted for Captum's callers; the backward pass here needs none.
 
         Returns:
-            A tensor of the layer's shape, a tuple if several floating tensors enter or leave it; for a list of layers a list of these. A module
-            that runs several times is explained where it ran last.
+            A tensor of the layer's shape, a tuple if several floating tensors enter or leave it; for a list of layers
+            a list of these. A module that runs several times is explained where it ran last. As in Captum's layer
+            methods a tensor's relevance is that of everything made from it, also beside the layer.
 
         Raises:
             InputError: if a layer is not part of the model, or saw nothing that depends on the inputs.
