@@ -52,13 +52,14 @@ class TokenStatisticsRelevance(TokenAttribution):
         self,
         model: nn.Module | Callable[..., Any],
         statistic: str = "std",
-        side: str = "key",
+        side: str | None = "key",
         merging: str = "equal",
         start: str = "uniform",
         start_layer: int = 0,
         output: OutputChoice = None,
     ) -> None:
         TokenAttribution.__init__(self, model, start_layer, False, output)
+        side = "none" if side is None else side
         for name, value, known in (
             ("statistic", statistic, ("std",)),
             ("side", side, SIDES),

@@ -119,15 +119,15 @@ def recorded(
     recording: Recording | None = None
     try:
         with torch.inference_mode(False), torch.enable_grad(), as_evaluated(function):
-            state = torch.random.get_rng_state()
+            state = random_state(function)
             values = attach(inputs, recorder.handle_dtype, recorder.promote)
             recorder.edges = {i: get_gradient_edge(getattr(values[n], HANDLE, values[n])) for i, n in enumerate(inputs.explained)}
             tapping = contextlib.nullcontext() if tap is None else tap.installed(recorder)
             with tapping, watched(function, recorder), recorder:
                 args, kwargs = inputs.arguments(values)
                 result = unwrap(function(*args, **kwargs), output)
-            if verify:
-                torch.random.set_rng_state(state)
+            # The plain forward continues the random numbers, so that a model that uses them gives something else.
+            if verify or not all(map(torch.equal, state, random_state(function))):
                 compare(function, inputs, output, result)
             recording = Recording(recorder, inputs, result)
             yield recording
@@ -135,6 +135,12 @@ def recorded(
         for node in recorder.nodes:
             node.__dict__.clear()
         recorder.clear()
+
+
+def random_state(function: Any) -> list[Tensor]:
+    """States of the random number generators that a model can draw from."""
+    devices = {p.device for root in modules_of(function) for p in root.parameters() if p.device.type == "cuda"}
+    return [torch.random.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in devices)]
 
 
 def compare(function: Any, inputs: Inputs, output: OutputChoice, recorded_output: Tensor) -> None:
