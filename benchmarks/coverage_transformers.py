@@ -78,7 +78,7 @@ def spectra(bins: int, frames: int, name: str = "input_features") -> Inputs:
 def masked_pixels() -> Inputs:
     """Images, and the noise that decides which patches an autoencoder hides."""
     generator = torch.Generator().manual_seed(4)
-    return {**pixels(), "noise_mask": torch.rand((2, 16), generator=generator, dtype=torch.float64)}
+    return {**pixels(), "noise": torch.rand((2, 16), generator=generator, dtype=torch.float64)}
 
 
 def padded_waves() -> Inputs:

@@ -17,7 +17,7 @@ from captum_transformer_attr.recording.recorder import HANDLE
 from captum_transformer_attr.recording.tags import Tag
 
 # Entries of a mapping that steer the model and say nothing themselves.
-NOT_EXPLAINED = re.compile(r"mask|position_ids|token_type_ids|type_ids|label|grid_thw|cache|past_key|return_|image_sizes|spatial_shapes|pixel_shuffle|num_")
+NOT_EXPLAINED = re.compile(r"mask|position_ids|token_type_ids|type_ids|label|grid_thw|cache|past_key|return_|noise|image_sizes|spatial_shapes|pixel_shuffle|num_")
 
 
 @dataclass
