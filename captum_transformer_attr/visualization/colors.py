@@ -76,7 +76,9 @@ def palette(signed: bool) -> npt.NDArray[np.uint8]:
     """
     colors = matplotlib.colormaps[DIVERGING if signed else SEQUENTIAL](np.linspace(0.0, 1.0, 256))
     position = np.linspace(-1.0, 1.0, 256) if signed else np.linspace(0.0, 1.0, 256)
-    colors[:, 3] = 0.25 + 0.75 * np.abs(position) ** 0.6
+    # The middle of the diverging scale is white and would lie over the picture like fog.
+    least = 0.05 if signed else 0.25
+    colors[:, 3] = least + (1.0 - least) * np.abs(position) ** 0.6
     table = np.round(255 * colors).astype(np.uint8)
     table.setflags(write=False)
     return table
