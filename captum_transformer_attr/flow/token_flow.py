@@ -19,7 +19,7 @@ from captum_transformer_attr.ops.embedding import Embedding
 from captum_transformer_attr.ops.linear import Linear, LinearMap
 from captum_transformer_attr.ops.norm import Centring, Norm, Statistic
 from captum_transformer_attr.ops.product import Product
-from captum_transformer_attr.ops.residual import ConstantSum, Sum
+from captum_transformer_attr.ops.residual import ConstantSum, Sum, common_root
 from captum_transformer_attr.ops.scatter import Accumulation
 from captum_transformer_attr.ops.shape import Join
 from captum_transformer_attr.recording import layout as lay
@@ -113,7 +113,8 @@ def residual(node: Sum, r: Tensor, signal: Flow) -> Grads:
         # Siblings: several inputs added into one token each report its score, and so do attentions that make up one branch; two branches of one
         # input (a projected shortcut) or two read-outs averaged after the attentions share it.
         inputs = node.tags[0].ancestors & node.tags[1].ancestors & INPUTS
-        attentions = node.tags[0].attention > 0 and not (node.tags[0].carried | node.tags[1].carried) & INPUTS
+        same = common_root(*node.tags) >= 0
+        attentions = node.tags[0].attention > 0 and not same and not (node.tags[0].carried | node.tags[1].carried) & INPUTS
         share = r if attentions or (node.tags[0].attention == 0 and not inputs) else r / 2
         shares: list[Tensor | None] = [share, share]
     else:

@@ -131,6 +131,14 @@ def reversed_divide(recorder: Recorder, input: Tensor, other: Any) -> Any:
     return scaled(recorder, apply_elementwise(recorder, torch.reciprocal, "reciprocal", input), other)
 
 
+@handles("glu")
+def gated_linear_unit(recorder: Recorder, input: Tensor, dim: int = -1) -> Any:
+    """The first half of the channels, gated by the second."""
+    with recorder:
+        content, gate = input.chunk(2, dim)
+        return content * gate.sigmoid()
+
+
 @handles("neg", "negative", "__neg__")
 def negate(recorder: Recorder, input: Tensor) -> Any:
     return scaled(recorder, input, -1.0)

@@ -64,7 +64,12 @@ class Sum(Node):
 
 
 def trunk_of(a: Tag, b: Tag) -> int | None:
-    """Which operand is the residual trunk: the one the other came from; for a projected shortcut the one with fewer weighted operations."""
+    """Which operand is the residual trunk: the one the other came from; for a projected shortcut the one with fewer weighted operations.
+
+    Rows of one tensor (two read-out tokens that are averaged) are siblings, scaled or not.
+    """
+    if common_root(a, b) >= 0:
+        return None
     if b.comes_from(a):
         return 0
     if a.comes_from(b):
