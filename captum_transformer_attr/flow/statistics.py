@@ -116,7 +116,8 @@ class StatisticsFlow(Flow):
 
     side: ``"key"`` divides the keys' share, r ← r + (r Ā) / σ̂; ``"query"`` the queries', r ← r + (r / σ̂) Ā; ``"row"`` uses the row-normalised
     diag(σ̂) + Ā; ``"none"`` leaves the statistics out. A norm within the branch (Swin-V2) or behind the sum (BERT) divides what passes it.
-    starts: share of every token at the last residual, None for uniform.
+    starts: share of every token at the last residual, uniform where there is none.
+    neutral: put 1 in the place of every σ̂.
     merging_layers: layers that share a parent's relevance among its children by the size of their activations; others share it equally.
     """
 
@@ -131,9 +132,11 @@ class StatisticsFlow(Flow):
         side: str,
         merging_layers: Collection[Linear],
         starts: Mapping[Sum, Tensor],
+        neutral: bool = False,
     ) -> None:
         super().__init__(weights, active, terminals, trunk_only, False)
         self.rules = RULES
+        self.neutral = neutral
         self.blocks, self.statistics, self.side, self.merging_layers, self.starts = blocks, statistics, side, merging_layers, starts
         active_blocks = [b for b in blocks.values() if b.attention in self.active or trunk_only]
         # In front of an attention only the branch is divided; elsewhere everything that passes the norm.
@@ -141,7 +144,8 @@ class StatisticsFlow(Flow):
 
     def sigma(self, block: BlockNorm) -> Tensor:
         if block.norm not in self.statistics:
-            self.statistics[block.norm] = relative_deviation(block)
+            sigma = relative_deviation(block)
+            self.statistics[block.norm] = torch.ones_like(sigma) if self.neutral else sigma
         return self.statistics[block.norm]
 
     def start(self, node: Sum, r: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from captum_transformer_attr.recording.outputs import OutputChoice
 from captum_transformer_attr.recording.session import Recording
 from captum_transformer_attr.rules.table import gradient_signal
 
+STATISTICS = ("std", "none")
 SIDES = ("key", "query", "row", "none")
 STARTS = ("uniform", "gradient_x_activation")
 MERGINGS = ("equal", "activation")
@@ -35,7 +36,8 @@ class TokenStatisticsRelevance(TokenAttribution):
 
     Args:
         model: any module built on softmax attention.
-        statistic: ``"std"``, the standard deviation over channels (the root mean square for RMS norms).
+        statistic: ``"std"``, the standard deviation over channels (the root mean square for RMS norms); ``"none"`` puts 1 in its place, which with
+            ``side="row"`` leaves the row normalisation alone.
         side: ``"key"``: r ← r + (r Ā)/σ̂. ``"query"``: r ← r + (r/σ̂) Ā. ``"row"``: rows of diag(σ̂) + Ā divided by their sums.
             ``"none"``: r ← r + r Ā, without statistics. A norm behind the attention (Swin-V2: R = I + diag(1/σ̂) Ā) or behind the residual sum
             (BERT: R = diag(1/σ̂)(I + Ā)) divides whatever passes it, for every side but ``"none"``.
@@ -51,7 +53,7 @@ class TokenStatisticsRelevance(TokenAttribution):
     def __init__(
         self,
         model: nn.Module | Callable[..., Any],
-        statistic: str = "std",
+        statistic: str | None = "std",
         side: str | None = "key",
         merging: str = "equal",
         start: str = "uniform",
@@ -59,16 +61,16 @@ class TokenStatisticsRelevance(TokenAttribution):
         output: OutputChoice = None,
     ) -> None:
         TokenAttribution.__init__(self, model, start_layer, False, output)
-        side = "none" if side is None else side
+        side, statistic = side or "none", statistic or "none"
         for name, value, known in (
-            ("statistic", statistic, ("std",)),
+            ("statistic", statistic, STATISTICS),
             ("side", side, SIDES),
             ("merging", merging, MERGINGS),
             ("start", start, STARTS),
         ):
             if value not in known:
                 raise InputError(f"{name}={value!r}: choose one of {', '.join(known)}")
-        self.side, self.merging, self.start = side, merging, start
+        self.statistic, self.side, self.merging, self.start = statistic, side, merging, start
 
     def weights(self, maps: Maps, node: Attention, rows: slice) -> Tensor:
         return (maps.gradient(node, rows) * node.probabilities(rows)).clamp_(min=0)
@@ -86,7 +88,7 @@ class TokenStatisticsRelevance(TokenAttribution):
     def flow(self, recording: Recording, weights: Weights, active: list[Attention], trunk_only: bool) -> StatisticsFlow:
         merging = merging_layers(recording) if self.merging == "activation" else set()
         terminals = terminal_sums(recording)
-        return StatisticsFlow(weights, active, terminals, trunk_only, self._blocks, self._statistics, self.side, merging, self._starts)
+        return StatisticsFlow(weights, active, terminals, trunk_only, self._blocks, self._statistics, self.side, merging, self._starts, self.statistic == "none")
 
 
 def start_weights(recording: Recording) -> dict[Sum, Tensor]:
