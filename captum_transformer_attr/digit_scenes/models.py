@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -48,7 +49,7 @@ class ModelInfo:
 
 
 def load_vit() -> VisionTransformer:
-    """ViT with a class token, 4-pixel patches (16 x 16 of them) and 6 blocks; 10 independent logits, one per digit.
+    """ViT with a class token, a convolutional stem to 16 x 16 tokens and 4 blocks; 10 independent logits, one per digit.
 
     Input is ``(N, 3, 64, 64)``, normalised by :meth:`ModelInfo.normalize` of ``model_info("vit")``. The weights are
     float32 and frozen, the model is in eval mode. ``model.pretrained_cfg`` holds size, mean, std and label names where
@@ -99,15 +100,27 @@ def checkpoint_path(architecture: Architecture) -> Path:
 def build(architecture: Architecture, kwargs: Mapping[str, Any]) -> Any:
     """Untrained timm ``VisionTransformer`` or ``SwinTransformer``.
 
+    Args:
+        architecture: ``"vit"`` or ``"swin"``.
+        kwargs: of the timm class; ``stem`` gives a ViT timm's convolutional stem (``ConvStem`` in a ``HybridEmbed``) in
+            place of the patch embedding.
+
     Raises:
         ImportError: timm is not installed (``pip install 'captum-transformer-attr[vision]'``).
     """
     try:
+        from timm.layers import BatchNormAct2d, HybridEmbed
         from timm.models.swin_transformer import SwinTransformer
         from timm.models.vision_transformer import VisionTransformer
+        from timm.models.vision_transformer_hybrid import ConvStem
     except ImportError as error:
         raise ImportError(_MISSING.format("timm")) from error
-    return (VisionTransformer if architecture == "vit" else SwinTransformer)(**kwargs)
+    arguments = dict(kwargs)
+    stem = arguments.pop("stem", None)
+    if stem is not None:
+        backbone = ConvStem(**stem, norm_layer=partial(BatchNormAct2d, act_layer=nn.ReLU), act_layer=nn.ReLU)
+        arguments["embed_layer"] = partial(HybridEmbed, backbone=backbone, proj=False)
+    return (VisionTransformer if architecture == "vit" else SwinTransformer)(**arguments)
 
 
 def save(model: nn.Module, info: ModelInfo, path: Path) -> None:
