@@ -1,6 +1,7 @@
 """AttnLRP and CP-LRP against the published implementation (``lxt``) on random Llama, GPT-2 and BERT models in float64.
 
-lxt replaces methods of transformers process-wide, so it runs in another process and, as it needs an older transformers, another environment:
+lxt replaces methods of transformers process-wide, so it runs in another process and, as it needs an older transformers,
+another environment:
 
     python -m venv /tmp/lxt && /tmp/lxt/bin/pip install lxt "transformers==4.51.3"
     python benchmarks/peers_lxt.py --peer-python /tmp/lxt/bin/python [--out docs/results/peers_lxt.md]
@@ -23,9 +24,23 @@ from captum_transformer_attr import TransformerLRP
 WORKER = pathlib.Path(__file__).with_name("peers_lxt_worker.py")
 COMMON = {"vocab_size": 97, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
 CONFIGS = {
-    "llama": {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 4, "num_attention_heads": 8, "num_key_value_heads": 2, **COMMON},
+    "llama": {
+        "hidden_size": 64,
+        "intermediate_size": 160,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        **COMMON,
+    },
     "gpt2": {"n_embd": 64, "n_layer": 4, "n_head": 8, "n_positions": 64, **COMMON},
-    "bert": {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 4, "num_attention_heads": 8, "num_labels": 3, **COMMON},
+    "bert": {
+        "hidden_size": 64,
+        "intermediate_size": 160,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 8,
+        "num_labels": 3,
+        **COMMON,
+    },
 }
 CLASSES = {"llama": "LlamaForCausalLM", "gpt2": "GPT2LMHeadModel", "bert": "BertForSequenceClassification"}
 
@@ -45,7 +60,12 @@ CASES = (
     Case("llama", "attnLRP", "attnlrp"),
     Case("llama", "cp_LRP", "cp"),
     Case("gpt2", "attnLRP", "attnlrp"),
-    Case("gpt2", "cp_LRP", "libra", "lxt's cp_LRP of GPT-2 takes the slope f(x)/x of activations, which Ali et al. do not: that is our libra"),
+    Case(
+        "gpt2",
+        "cp_LRP",
+        "libra",
+        "lxt's cp_LRP of GPT-2 takes the slope f(x)/x of activations, which Ali et al. do not: that is our libra",
+    ),
     Case("bert", "attnLRP", "attnlrp"),
 )
 
@@ -72,14 +92,27 @@ def compare(case: Case, peer_python: str) -> dict[str, Any]:
     ours = TransformerLRP(model, case.ours).attribute(ids, target=target[0] if len(target) == 1 else target)
     with tempfile.TemporaryDirectory() as folder:
         job, result = pathlib.Path(folder, "job.pt"), pathlib.Path(folder, "result.pt")
-        work = {"family": case.family, "class": CLASSES[case.family], "rules": case.theirs, "config": {**CONFIGS[case.family], "initializer_range": 0.1},
-                "weights": model.state_dict(), "ids": ids, "target": target}  # fmt: skip
+        work = {
+            "family": case.family,
+            "class": CLASSES[case.family],
+            "rules": case.theirs,
+            "config": {**CONFIGS[case.family], "initializer_range": 0.1},
+            "weights": model.state_dict(),
+            "ids": ids,
+            "target": target,
+        }
         torch.save(work, job)
         subprocess.run([peer_python, str(WORKER), str(job), str(result)], check=True, cwd=folder)
         theirs = torch.load(result, weights_only=False)
     logits = (model(ids).logits.detach() - theirs["logits"]).abs().max().item()
     difference = ((ours - theirs["relevance"]).abs().max() / theirs["relevance"].abs().max()).item()
-    return {"case": case, "difference": difference, "logits": logits, "version": theirs["version"], "transformers": theirs["transformers"]}
+    return {
+        "case": case,
+        "difference": difference,
+        "logits": logits,
+        "version": theirs["version"],
+        "transformers": theirs["transformers"],
+    }
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -88,7 +121,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = [
         f"# Agreement with lxt {first['version']}",
         "",
-        f"Random models in float64, 2 × 24 tokens; lxt under transformers {first['transformers']}, ours under {transformers.__version__}. "
+        f"Random models in float64, 2 × 24 tokens; lxt under transformers {first['transformers']}, "
+        f"ours under {transformers.__version__}. "
         "Difference: largest over all tokens, relative to the largest relevance. Made by `benchmarks/peers_lxt.py`.",
         "",
         "| model | lxt table | our rules | difference of relevance | difference of logits | note |",
@@ -96,7 +130,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     ]
     for row in rows:
         case = row["case"]
-        lines.append(f"| {case.family} | `{case.theirs}` | `{case.ours}` | {row['difference']:.1e} | {row['logits']:.1e} | {case.note} |")
+        numbers = f"{row['difference']:.1e} | {row['logits']:.1e}"
+        lines.append(f"| {case.family} | `{case.theirs}` | `{case.ours}` | {numbers} | {case.note} |")
     return "\n".join(lines) + "\n"
 
 

@@ -1,4 +1,5 @@
-"""Runs inside an environment with ``lxt``, in a process of its own: lxt patches transformers process-wide and cannot undo it.
+"""Runs inside an environment with ``lxt``, in a process of its own: lxt patches transformers process-wide and cannot
+undo it.
 
 Usage: python peers_lxt_worker.py JOB RESULT, both files of ``torch.save``; called by ``peers_lxt.py``.
 """
@@ -28,12 +29,25 @@ def main(job_file: str, result_file: str) -> None:
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     embeddings = model.get_input_embeddings()(job["ids"]).detach().requires_grad_()
-    logits = model(inputs_embeds=embeddings, use_cache=False).logits if "GPT" in job["class"] or "Llama" in job["class"] else model(inputs_embeds=embeddings).logits
+    logits = (
+        model(inputs_embeds=embeddings, use_cache=False).logits
+        if "GPT" in job["class"] or "Llama" in job["class"]
+        else model(inputs_embeds=embeddings).logits
+    )
     index = (slice(None), *job["target"]) if isinstance(job["target"], tuple) else (slice(None), job["target"])
     logits[index].sum().backward()
     relevance = (embeddings * embeddings.grad).sum(-1).detach()
     version = importlib.import_module("importlib.metadata").version("lxt")
-    torch.save({"relevance": relevance, "logits": logits.detach(), "version": version, "transformers": transformers.__version__, "path": lxt.__file__}, result_file)
+    torch.save(
+        {
+            "relevance": relevance,
+            "logits": logits.detach(),
+            "version": version,
+            "transformers": transformers.__version__,
+            "path": lxt.__file__,
+        },
+        result_file,
+    )
 
 
 if __name__ == "__main__":

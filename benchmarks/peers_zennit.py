@@ -1,6 +1,6 @@
 """ε, γ, z⁺ and z^B against ``zennit`` on plain convolutional and linear networks in float64 (``pip install zennit``).
 
-    python benchmarks/peers_zennit.py [--out docs/results/peers_zennit.md]
+python benchmarks/peers_zennit.py [--out docs/results/peers_zennit.md]
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ def cases() -> list[Case]:
     from zennit.composites import EpsilonGammaBox, LayerMapComposite
     from zennit.rules import Epsilon as PeerEpsilon
     from zennit.rules import Gamma as PeerGamma
-    from zennit.rules import Pass, ZPlus as PeerZPlus
+    from zennit.rules import Pass
+    from zennit.rules import ZPlus as PeerZPlus
     from zennit.types import Activation, Convolution, Linear
 
     def everywhere(rule: Any) -> Callable[[], Any]:
@@ -46,20 +47,30 @@ def cases() -> list[Case]:
 
     # zennit's own default lets a bias into z⁺; the paper's rule ignores it.
     peer_z_plus = PeerZPlus(stabilizer=1e-12, zero_params=["bias"])
-    epsilon_plus = LayerMapComposite([(Activation, Pass()), (Convolution, peer_z_plus), (nn.Linear, PeerEpsilon(EPSILON))])
+    epsilon_plus = LayerMapComposite(
+        [(Activation, Pass()), (Convolution, peer_z_plus), (nn.Linear, PeerEpsilon(EPSILON))]
+    )
     found = []
     for model in ("linear", "convolutional"):
         for table in ("deep_taylor", "libra"):
             found += [
                 Case("ε = 0.1", table, Composite(Epsilon(0.1), Epsilon(0.1)), everywhere(PeerEpsilon(0.1)), model),
-                Case("γ = 0.25", table, Composite(Gamma(0.25, EPSILON), Gamma(0.25, EPSILON)), everywhere(PeerGamma(0.25, EPSILON)), model),
+                Case(
+                    "γ = 0.25",
+                    table,
+                    Composite(Gamma(0.25, EPSILON), Gamma(0.25, EPSILON)),
+                    everywhere(PeerGamma(0.25, EPSILON)),
+                    model,
+                ),
             ]
         z_plus = Composite(ZPlus(), ZPlus())
         found.append(Case("z⁺", "deep_taylor", z_plus, everywhere(peer_z_plus), model))
     box = Composite(linear=Epsilon(EPSILON), convolution=Gamma(0.25, EPSILON), pixels=ZBox(LOW, HIGH))
     plus = Composite(linear=Epsilon(EPSILON), convolution=ZPlus())
     found += [
-        Case("EpsilonGammaBox", "deep_taylor", box, lambda: EpsilonGammaBox(LOW, HIGH, zero_params=None), "convolutional"),
+        Case(
+            "EpsilonGammaBox", "deep_taylor", box, lambda: EpsilonGammaBox(LOW, HIGH, zero_params=None), "convolutional"
+        ),
         Case("EpsilonPlus, z⁺ without bias", "deep_taylor", plus, lambda: epsilon_plus, "convolutional"),
     ]
     return found
@@ -69,8 +80,18 @@ def build(kind: str) -> tuple[nn.Module, Tensor]:
     """A seeded network and its inputs."""
     torch.manual_seed(0)
     if kind == "linear":
-        return nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 30), nn.ReLU(), nn.Linear(30, 5)).double().eval(), torch.randn(4, 20).double()
-    layers = [nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, stride=2), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(72, 5)]
+        return nn.Sequential(
+            nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 30), nn.ReLU(), nn.Linear(30, 5)
+        ).double().eval(), torch.randn(4, 20).double()
+    layers = [
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, stride=2),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(72, 5),
+    ]
     return nn.Sequential(*layers).double().eval(), torch.randn(4, 3, 14, 14).double().clamp(LOW, HIGH)
 
 

@@ -51,12 +51,15 @@ def test_vit_maps(name, map_name):
         for module in model.modules():
             if isinstance(module, nn.LayerNorm):
                 module.eps = 1e-5
-    got = method(model, **options).attribute_tokens(golden.get_tensor("images"), golden.get_tensor("targets")).flatten(1)
+    got = (
+        method(model, **options).attribute_tokens(golden.get_tensor("images"), golden.get_tensor("targets")).flatten(1)
+    )
     close(stretched(got) if map_name == "attention_gradcam" else got, golden.get_tensor(f"map.{map_name}"))
 
 
 def stabilised_fork(rule, value):
-    """The published code sends relevance through every fork as x · Σ R / (x + 1e-9): a loss where an activation is nearly 0."""
+    """The published code sends relevance through every fork as x · Σ R / (x + 1e-9): a loss where an activation is
+    nearly 0."""
 
     def through(node, r, signal):
         x = value(node)
@@ -109,7 +112,8 @@ def test_attention_gradcam_formula(average):
     logits[:, 4, 3].sum().backward()
     gradient, attention = attention.grad, attention.detach()
     others = [j for j in range(6) if j != 4]
-    # Rows other than the read-out row have no gradient here, so the mean over the map is the row's over the number of rows.
+    # Rows other than the read-out row have no gradient here, so the mean over the map is the row's over the number of
+    # rows.
     head = gradient[:, :, 4, others].mean(-1) if average == "row" else gradient.mean((-2, -1))
     want = (attention[:, :, 4] * head[..., None]).mean(1).clamp(min=0)
     assert (want > 0).any() and (want == 0).any()
@@ -125,7 +129,9 @@ def test_attention_gradcam_ignores_padding():
         method = AttentionGradCam(model, average=average)
         padded = method.attribute_tokens(inputs, targets)["input_ids"]
         for i, length in enumerate(inputs["attention_mask"].sum(1).tolist()):
-            alone = method.attribute_tokens({n: t[i : i + 1, :length] for n, t in inputs.items()}, targets[i : i + 1])["input_ids"]
+            alone = method.attribute_tokens({n: t[i : i + 1, :length] for n, t in inputs.items()}, targets[i : i + 1])[
+                "input_ids"
+            ]
             assert torch.allclose(padded[i : i + 1, :length], alone, atol=1e-12) and (padded[i, length:] == 0).all()
 
 

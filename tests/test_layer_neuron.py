@@ -1,4 +1,5 @@
-"""Layer and neuron variants: against Captum's own on ReLU networks, against formulas on transformers, and in Captum's consumers."""
+"""Layer and neuron variants: against Captum's own on ReLU networks, against formulas on transformers, and in Captum's
+consumers."""
 
 import copy
 import os
@@ -103,7 +104,8 @@ def test_published_relevance_of_the_encoder_input():
 
 @pytest.mark.parametrize("rules", ["deep_taylor", "attnlrp", "cp", "libra"])
 def test_the_embedding_is_the_input(rules):
-    """Relevance of the embedding's output, summed, is what the ids get; what enters the embedding are the ids themselves."""
+    """Relevance of the embedding's output, summed, is what the ids get; what enters the embedding are the ids
+    themselves."""
     model = randomise(TinyText().double())
     whole = TransformerLRP(model, rules).attribute(IDS, (4, 3))
     layer = LayerTransformerLRP(model, model.embed, rules=rules)
@@ -113,7 +115,8 @@ def test_the_embedding_is_the_input(rules):
 
 @pytest.mark.parametrize("rules", ["cp", "libra", "deep_taylor"])
 def test_a_layer_that_everything_passes(rules):
-    """Between the last block and the logit there are a norm and a head: relevance below is the logit less their constants."""
+    """Between the last block and the logit there are a norm and a head: relevance below is the logit less their
+    constants."""
     model = randomise(TinyViT().double())
     images = torch.randn(2, 3, 8, 8, dtype=torch.float64)
     layer = LayerTransformerLRP(model, [model.blocks[1], model.norm], rules=rules)
@@ -237,7 +240,12 @@ def test_relevance_by_layer():
 def test_relevance_by_layer_conserves():
     """Under deep_taylor every stream holds the whole relevance, shared blocks count per call."""
     config = transformers.AlbertConfig(
-        vocab_size=20, hidden_size=16, embedding_size=8, num_attention_heads=2, intermediate_size=32, num_hidden_layers=3
+        vocab_size=20,
+        hidden_size=16,
+        embedding_size=8,
+        num_attention_heads=2,
+        intermediate_size=32,
+        num_hidden_layers=3,
     )
     model = randomise(transformers.AlbertForSequenceClassification(config).double(), scale=0.1)
     found = TransformerLRP(model).relevance_by_layer(IDS, 1)
@@ -285,7 +293,9 @@ def test_llm_gradient_attribution():
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     layer = LayerTransformerLRP(model, model.model.embed_tokens, rules="libra")
     prompt = "Once upon a time, there was a"
-    result = LLMGradientAttribution(layer, tokenizer).attribute(TextTokenInput(prompt, tokenizer), target=" little girl")
+    result = LLMGradientAttribution(layer, tokenizer).attribute(
+        TextTokenInput(prompt, tokenizer), target=" little girl"
+    )
     ids = tokenizer(prompt, return_tensors="pt").input_ids
     answer = tokenizer(" little girl", return_tensors="pt", add_special_tokens=False).input_ids[0]
     assert result.token_attr.shape == (len(answer), ids.shape[1])

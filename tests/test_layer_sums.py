@@ -33,9 +33,7 @@ def model():
 def test_attcat(model):
     outputs, maps = written_out(model, IDS)
     gradients = torch.autograd.grad(model.head(outputs[-1])[:, 4, 3].sum(), outputs)
-    want = sum(
-        a[:, :, 4].mean(1) * (h * g).sum(-1) for a, h, g in zip(maps, outputs, gradients, strict=True)
-    ).detach()
+    want = sum(a[:, :, 4].mean(1) * (h * g).sum(-1) for a, h, g in zip(maps, outputs, gradients, strict=True)).detach()
     got = AttCAT(model).attribute_tokens(IDS, TARGET)
     assert torch.allclose(got, want, atol=1e-12) and want.abs().max() > 1e-3
 
@@ -67,7 +65,9 @@ def test_images_and_class_tokens(method):
     together = method(model).attribute_tokens(images, [0, 3, 1])
     assert together.shape == (3, 2, 2)
     for i, target in enumerate([0, 3, 1]):
-        assert torch.allclose(together[i : i + 1], method(model).attribute_tokens(images[i : i + 1], target), atol=1e-12)
+        assert torch.allclose(
+            together[i : i + 1], method(model).attribute_tokens(images[i : i + 1], target), atol=1e-12
+        )
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 

@@ -5,7 +5,6 @@ import os
 import pytest
 
 
-
 def test_zennit():
     pytest.importorskip("zennit", reason="zennit is not installed: pip install zennit")
     from benchmarks import peers_zennit
@@ -21,7 +20,9 @@ def test_lxt():
 
     python = os.environ.get("CTA_LXT_PYTHON")
     if not python:
-        pytest.skip("CTA_LXT_PYTHON is not set: it names a Python with lxt and transformers 4.51 (see benchmarks/peers_lxt.py)")
+        pytest.skip(
+            "CTA_LXT_PYTHON is not set: it names a Python with lxt and transformers 4.51 (see benchmarks/peers_lxt.py)"
+        )
     for case in peers_lxt.CASES:
         row = peers_lxt.compare(case, python)
         assert row["logits"] < 1e-9 and row["difference"] < 1e-6, case

@@ -17,7 +17,7 @@ def draw(*shape):
 def dense(sizes, bias=True):
     """Linear layers with ReLU between them, weights of both signs."""
     layers = []
-    for a, b in zip(sizes, sizes[1:]):
+    for a, b in zip(sizes[:-1], sizes[1:], strict=True):
         layer = nn.Linear(a, b, bias=bias).double()
         layer.weight.data, layer.bias = draw(b, a), nn.Parameter(draw(b)) if bias else None
         layers += [layer, nn.ReLU()]
@@ -84,7 +84,8 @@ def test_one_layer(rules, rule, share):
 @pytest.mark.parametrize("rules", ["deep_taylor", "libra"])
 @pytest.mark.parametrize("rule, share", SHARES)
 def test_layers_in_a_row(rules, rule, share):
-    """ReLU passes relevance on unchanged: its slope f(x)/x is 1 where it is open, and where it is closed nothing arrives."""
+    """ReLU passes relevance on unchanged: its slope f(x)/x is 1 where it is open, and where it is closed nothing
+    arrives."""
     model, x = dense([6, 5, 4]), draw(1, 6)
     got = TransformerLRP(model, rules, Composite(linear=rule)).attribute(x, target=2)[0]
     hidden = model[0](x[0]).detach()
@@ -134,7 +135,9 @@ def test_z_box_of_each_example_alone():
 
 
 def test_composites_choose_by_kind_and_path():
-    model = nn.Sequential(nn.Conv2d(1, 2, 2, 2), nn.Flatten(), nn.Linear(8, 5), nn.ReLU(), nn.Linear(5, 2)).double().eval()
+    model = (
+        nn.Sequential(nn.Conv2d(1, 2, 2, 2), nn.Flatten(), nn.Linear(8, 5), nn.ReLU(), nn.Linear(5, 2)).double().eval()
+    )
     image = draw(1, 1, 4, 4)
     parts = {"convolution": Gamma(0.5), "linear": Epsilon(0.1)}
     reference = TransformerLRP(model, "cp", Composite(**parts)).attribute(image, target=0)
@@ -147,7 +150,9 @@ def test_composites_choose_by_kind_and_path():
 @pytest.mark.parametrize("rule", [Epsilon(1e-9), Gamma(0.3, 0.0)])
 def test_bias_shares_are_counted(rule):
     model, x = dense([6, 5, 4]), draw(4, 6)
-    got, delta = TransformerLRP(model, "cp", Composite(linear=rule)).attribute(x, target=1, return_convergence_delta=True)
+    got, delta = TransformerLRP(model, "cp", Composite(linear=rule)).attribute(
+        x, target=1, return_convergence_delta=True
+    )
     assert delta.abs().max() < 1e-7
     taken = TransformerLRP(model, "cp", Composite(linear=rule)).parameter_relevance(x, target=1)
     assert set(taken) >= {"0", "2"}

@@ -1,7 +1,9 @@
-"""cp, attnlrp and libra: every rule against its formula, and whole models against forwards rewritten with detached factors.
+"""cp, attnlrp and libra: every rule against its formula, and whole models against forwards rewritten with detached
+factors.
 
-A rewritten forward has the same value and, by plain autograd, the modified gradient: σ.detach() for a frozen deviation, (f(x)/x).detach() · x for a
-slope, ½ (a.detach() b + a b.detach()) for a halved product. Nothing of the engine is used to get there.
+A rewritten forward has the same value and, by plain autograd, the modified gradient: σ.detach() for a frozen deviation,
+(f(x)/x).detach() · x for a slope, ½ (a.detach() b + a b.detach()) for a halved product. Nothing of the engine is used
+to get there.
 """
 
 import pytest
@@ -116,7 +118,9 @@ def test_norms(rules, function, rewritten):
 
 
 @pytest.mark.parametrize("rules", RULES)
-@pytest.mark.parametrize("name", ["gelu", "gelu_tanh", "silu", "relu", "tanh", "sigmoid", "softplus", "elu", "hardswish"])
+@pytest.mark.parametrize(
+    "name", ["gelu", "gelu_tanh", "silu", "relu", "tanh", "sigmoid", "softplus", "elu", "hardswish"]
+)
 def test_activations(rules, name):
     function = {"gelu_tanh": lambda x: F.gelu(x, approximate="tanh")}.get(name) or getattr(F, name)
     w = draw(1, 7)
@@ -139,7 +143,9 @@ def gelu_by_hand(x):
 
 
 @pytest.mark.parametrize("rules", RULES)
-@pytest.mark.parametrize("function", [gelu_by_hand, lambda x: x * torch.sigmoid(1.702 * x)], ids=["gelu_tanh", "quick_gelu"])
+@pytest.mark.parametrize(
+    "function", [gelu_by_hand, lambda x: x * torch.sigmoid(1.702 * x)], ids=["gelu_tanh", "quick_gelu"]
+)
 def test_activations_by_hand(rules, function):
     w = draw(1, 7)
     check(Module(function, w), Module(lambda x: activation(function, x, rules), w), draw(3, 7), rules)
@@ -220,8 +226,17 @@ class TinyLlama(nn.Module):
         self.heads, self.groups, self.depth, self.width = heads, groups, depth, width
         size = width // heads
         for i in range(depth):
-            shapes = {"q": (width, width), "k": (width, groups * size), "v": (width, groups * size), "o": (width, width),
-                      "gate": (width, 24), "up": (width, 24), "down": (24, width), "norm1": (width,), "norm2": (width,)}  # fmt: skip
+            shapes = {
+                "q": (width, width),
+                "k": (width, groups * size),
+                "v": (width, groups * size),
+                "o": (width, width),
+                "gate": (width, 24),
+                "up": (width, 24),
+                "down": (24, width),
+                "norm1": (width,),
+                "norm2": (width,),
+            }
             for name, shape in shapes.items():
                 self.register_parameter(f"{name}{i}", nn.Parameter(torch.zeros(shape)))
         self.head = nn.Parameter(torch.zeros(width, 5))
@@ -243,7 +258,11 @@ class TinyLlama(nn.Module):
             q, k = self.rotate(q), self.rotate(k)
             k, v = (t.repeat_interleave(self.heads // self.groups, 1) for t in (k, v))
             scale = q.shape[-1] ** -0.5
-            y = attend(q, k, v, scale, rules, causal) if rules else F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            y = (
+                attend(q, k, v, scale, rules, causal)
+                if rules
+                else F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            )
             x = x + y.transpose(1, 2).reshape(b, n, c) @ p[f"o{i}"]
             normed = norm(x, p[f"norm2{i}"], None, False, 1e-6) if rules else by_hand_rms(x, p[f"norm2{i}"])
             a, u = normed @ p[f"gate{i}"], normed @ p[f"up{i}"]
@@ -260,7 +279,10 @@ def test_llama(rules):
 @pytest.mark.parametrize("rules", ["cp", "libra"])
 def test_completeness_of_whole_models(rules):
     """Logit = relevance of the input + what biases, shifts, class token and positions took."""
-    for model, x in ((randomise(TinyViT().double()), draw(2, 3, 8, 8)), (randomise(TinyLlama().double()), draw(2, 5, 16))):
+    for model, x in (
+        (randomise(TinyViT().double()), draw(2, 3, 8, 8)),
+        (randomise(TinyLlama().double()), draw(2, 5, 16)),
+    ):
         method = TransformerLRP(model, rules)
         relevance, delta = method.attribute(x, target=1, return_convergence_delta=True)
         assert delta.abs().max() < 1e-10
@@ -277,7 +299,9 @@ def test_probability_instead_of_logit(rules):
     logits = torch.stack([TransformerLRP(model, rules).attribute(images, target=c) for c in range(4)])
     weights = p[:, 2, None] * (F.one_hot(torch.tensor(2), 4) - p)
     want = torch.einsum("nc,cnkhw->nkhw", weights, logits)
-    got, delta = TransformerLRP(model, rules, explained="probability").attribute(images, target=2, return_convergence_delta=True)
+    got, delta = TransformerLRP(model, rules, explained="probability").attribute(
+        images, target=2, return_convergence_delta=True
+    )
     assert torch.allclose(got, want, atol=1e-12)
     if rules != "attnlrp":
         assert delta.abs().max() < 1e-12
@@ -289,5 +313,9 @@ def test_batch_equals_its_examples(rules):
     images, targets = draw(3, 3, 8, 8), [0, 3, 1]
     together, delta = TransformerLRP(model, rules).attribute(images, targets, return_convergence_delta=True)
     for i in range(3):
-        alone, own = TransformerLRP(model, rules).attribute(images[i : i + 1], targets[i], return_convergence_delta=True)
-        assert torch.allclose(together[i : i + 1], alone, atol=1e-12) and torch.allclose(delta[i : i + 1], own, atol=1e-12)
+        alone, own = TransformerLRP(model, rules).attribute(
+            images[i : i + 1], targets[i], return_convergence_delta=True
+        )
+        assert torch.allclose(together[i : i + 1], alone, atol=1e-12) and torch.allclose(
+            delta[i : i + 1], own, atol=1e-12
+        )

@@ -19,9 +19,11 @@ from captum_transformer_attr.rules.table import gradient_signal
 
 
 class AttCAT(LayerSumAttribution):
-    """Σ over blocks of E_h[α_i] · Σ_c (∇h_i ⊙ h_i): a block's output tokens times their plain gradient, weighted by the read-out row's attention.
+    """Σ over blocks of E_h[α_i] · Σ_c (∇h_i ⊙ h_i): a block's output tokens times their plain gradient, weighted by the
+    read-out row's attention.
 
-    Scores are signed. Needs blocks whose self-attention sees the block's own tokens in their order: no windows, no merging.
+    Scores are signed. Needs blocks whose self-attention sees the block's own tokens in their order: no windows, no
+    merging.
 
     Args:
         model: any module built on softmax attention; used as it is and left as found.
@@ -43,7 +45,9 @@ class AttCAT(LayerSumAttribution):
                 if node in rows:
                     found.append(Deposit(output, output.detach() * g * matched(rows[node], output, node.path)))
         if not found:
-            raise InputError("AttCAT: no block with a self-attention that the read-out row takes part in; use TransformerLRP")
+            raise InputError(
+                "AttCAT: no block with a self-attention that the read-out row takes part in; use TransformerLRP"
+            )
         return found
 
 

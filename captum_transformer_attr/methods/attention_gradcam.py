@@ -1,4 +1,5 @@
-"""AttentionGradCam: Grad-CAM (Selvaraju et al., ICCV 2017) on the heads of one attention layer, the baseline of CVPR 2021."""
+"""AttentionGradCam: Grad-CAM (Selvaraju et al., ICCV 2017) on the heads of one attention layer, the baseline of CVPR
+2021."""
 
 from __future__ import annotations
 
@@ -23,8 +24,9 @@ AVERAGES = ("row", "map")
 class AttentionGradCam(SingleLayerAttribution):
     """The read-out row of (E_h[w_h A_h])⁺, where w_h is a mean of ∇A_h.
 
-    The two published variants differ in that mean. ``"row"`` (vision): over the read-out row, its own column (the class token) left out.
-    ``"map"`` (text): over the whole map. Keys that the mask hides take no part in either. The published code stretches the result to 0..1.
+    The two published variants differ in that mean. ``"row"`` (vision): over the read-out row, its own column (the class
+    token) left out. ``"map"`` (text): over the whole map. Keys that the mask hides take no part in either. The
+    published code stretches the result to 0..1.
 
     Args:
         model: any module built on softmax attention; used as it is and left as found.
@@ -53,7 +55,9 @@ class AttentionGradCam(SingleLayerAttribution):
 
     def score(self, recording: Recording, delta: bool) -> Scored:
         scored = super().score(recording, delta)
-        return Scored({name: replace(t, scores=t.scores.clamp(min=0)) for name, t in scored.tokens.items()}, scored.delta)
+        return Scored(
+            {name: replace(t, scores=t.scores.clamp(min=0)) for name, t in scored.tokens.items()}, scored.delta
+        )
 
 
 def own_column(probability: Tensor, rows: slice, map_shape: tuple[int, ...]) -> Tensor:
@@ -70,7 +74,8 @@ def mean_where(present: Tensor, values: Tensor, dims: tuple[int, ...]) -> Tensor
 
 
 def map_mean(maps: Maps, node: Attention) -> Tensor:
-    """Mean of ∇A over the whole map of every head, ``(..., 1, 1)``; hidden keys, and in self-attention their queries, are left out."""
+    """Mean of ∇A over the whole map of every head, ``(..., 1, 1)``; hidden keys, and in self-attention their queries,
+    are left out."""
     blocks = list(node.blocks())
     shown = torch.stack([(node.probabilities(rows) > 0).any(-2) for rows in blocks]).any(0)
     queries, keys = node.map_shape[-2:]

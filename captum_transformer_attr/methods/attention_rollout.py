@@ -14,7 +14,8 @@ from captum_transformer_attr.recording.outputs import OutputChoice
 
 
 class AttentionRollout(TokenAttribution):
-    """Attention maps multiplied from layer to layer (ACL 2020, eq. 1): rows of (E_h A + I) divided by their sums, then rolled out.
+    """Attention maps multiplied from layer to layer (ACL 2020, eq. 1): rows of (E_h A + I) divided by their sums, then
+    rolled out.
 
     Says where information could have come from, whatever the class: of ``target`` only the read-out row matters.
 
@@ -28,7 +29,11 @@ class AttentionRollout(TokenAttribution):
     needs_gradient = False
 
     def __init__(
-        self, model: nn.Module | Callable[..., Any], start_layer: int = 0, normalize: bool = True, output: OutputChoice = None
+        self,
+        model: nn.Module | Callable[..., Any],
+        start_layer: int = 0,
+        normalize: bool = True,
+        output: OutputChoice = None,
     ) -> None:
         TokenAttribution.__init__(self, model, start_layer, normalize, output)
 

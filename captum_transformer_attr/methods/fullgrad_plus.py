@@ -19,9 +19,11 @@ from captum_transformer_attr.rules.relevance_tables import TABLES, table
 
 
 class FullGradPlus(LayerSumAttribution):
-    """Σ over blocks of the relevance of their output's tokens: x ⊙ g summed over channels, g by the ``libra`` rules (FullGrad+).
+    """Σ over blocks of the relevance of their output's tokens: x ⊙ g summed over channels, g by the ``libra`` rules
+    (FullGrad+).
 
-    Every layer sees the explained class through what is still ahead of it; adding them up evens out where single layers are noisy.
+    Every layer sees the explained class through what is still ahead of it; adding them up evens out where single layers
+    are noisy.
 
     Args:
         model: any module built on softmax attention; used as it is and left as found.
@@ -45,9 +47,7 @@ class FullGradPlus(LayerSumAttribution):
     def deposits(self, recording: Recording, maps: Maps) -> list[Deposit]:
         outputs = list(innermost(block_outputs(recording)).values())
         if not outputs:
-            raise InputError(
-                "FullGradPlus: the model has no list of blocks with attention; use TransformerLRP"
-            )
+            raise InputError("FullGradPlus: the model has no list of blocks with attention; use TransformerLRP")
         signal = table(self.rules)
         arrived: list[Tensor] = recording.send(signal, outputs)
         if signal.carries == "gradient":

@@ -26,20 +26,23 @@ Layers = list[tuple[Tensor, ...]]
 class LayerTransformerLRP(LayerGradientXActivation):  # type: ignore[misc]
     """Relevance of a layer's output (or input) under the rules of ``TransformerLRP``, of the layer's own shape.
 
-    Takes the place of ``LayerGradientXActivation`` in ``LLMGradientAttribution``, ``NoiseTunnel`` and everything else that accepts one.
+    Takes the place of ``LayerGradientXActivation`` in ``LLMGradientAttribution``, ``NoiseTunnel`` and everything else
+    that accepts one.
 
     Args:
         model: any module, or a function around one; used as it is, in evaluation mode, and left as tap.
         layer: a module of the model, or a list of them: then ``attribute`` returns a list.
         rules, composite, explained, output: see ``TransformerLRP``.
         device_ids: as in Captum's layer methods; unused, the model runs on the devices it is on.
-        multiply_by_inputs: False for the modified gradient itself instead of x ⊙ g (not with ``deep_taylor``, which has none).
+        multiply_by_inputs: False for the modified gradient itself instead of x ⊙ g (not with ``deep_taylor``, which has
+            none).
 
     Raises:
         InputError: for an unknown option.
 
     Example:
-        >>> LayerTransformerLRP(model, model.blocks[3], rules="attnlrp").attribute(pixels, target=281)  # (N, tokens, channels)
+        >>> layer = LayerTransformerLRP(model, model.blocks[3], rules="attnlrp")
+        >>> relevance = layer.attribute(pixels, target=281)  # (N, tokens, channels)
     """
 
     def __init__(
@@ -55,7 +58,10 @@ class LayerTransformerLRP(LayerGradientXActivation):  # type: ignore[misc]
     ) -> None:
         LayerGradientXActivation.__init__(self, model, layer, device_ids, multiply_by_inputs)
         if not multiply_by_inputs and rules not in GRADIENT_TABLES:
-            raise InputError(f"multiply_by_inputs=False: rules='{rules}' carries relevance, not a gradient; choose {', '.join(GRADIENT_TABLES)}")
+            raise InputError(
+                f"multiply_by_inputs=False: rules='{rules}' carries relevance, not a gradient; "
+                f"choose {', '.join(GRADIENT_TABLES)}"
+            )
         self.lrp = TransformerLRP(model, rules, composite, explained, output)
 
     @log_usage(part_of_slo=True)

@@ -1,4 +1,5 @@
-"""Relevance block by block: residual stream, attention heads, MLP. For head pruning, relevance patching and depth studies."""
+"""Relevance block by block: residual stream, attention heads, MLP. For head pruning, relevance patching and depth
+studies."""
 
 from __future__ import annotations
 
@@ -26,9 +27,11 @@ from captum_transformer_attr.rules.table import Signal
 class BlockRelevance:
     """Relevance at one block.
 
-    name: module path; ``path#2`` for the second call of a shared block. stream: ``(B, N)`` relevance of the residual stream that leaves the block.
-    heads: path of every attention in the block → ``(B, H, N)`` relevance of each head's output, by query token (windows of a hierarchical
-    model count as examples). attention, mlp: ``(B, N)`` relevance of the branches that were added to the stream, None where there is none.
+    name: module path; ``path#2`` for the second call of a shared block. stream: ``(B, N)`` relevance of the residual
+    stream that leaves the block.
+    heads: path of every attention in the block → ``(B, H, N)`` relevance of each head's output, by query token (windows
+    of a hierarchical model count as examples). attention, mlp: ``(B, N)`` relevance of the branches that were added to
+    the stream, None where there is none.
     """
 
     name: str
@@ -159,7 +162,8 @@ def residual_chain(output: Tensor, by_origin: dict[int, Node], path: str) -> lis
 
 
 def branch_sums(total: Sum) -> list[Sum]:
-    """Where the branches of one residual sum are added: in it, or before it where parallel branches are added to each other first."""
+    """Where the branches of one residual sum are added: in it, or before it where parallel branches are added to each
+    other first."""
     assert total.trunk is not None
     added = total.tags[1 - total.trunk].sum_of
     return [added] if isinstance(added, Sum) and added.trunk is None and any(added.attends) else [total]
@@ -198,5 +202,7 @@ def join_layer_relevance(results: list[LayerRelevance]) -> LayerRelevance:
     for same in zip(*results, strict=True):
         heads = {path: torch.cat([b.heads[path] for b in same]) for path in same[0].heads}
         stream = torch.cat([b.stream for b in same])
-        blocks.append(BlockRelevance(same[0].name, stream, heads, cat([b.attention for b in same]), cat([b.mlp for b in same])))
+        blocks.append(
+            BlockRelevance(same[0].name, stream, heads, cat([b.attention for b in same]), cat([b.mlp for b in same]))
+        )
     return LayerRelevance(tuple(blocks))

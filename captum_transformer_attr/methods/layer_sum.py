@@ -18,7 +18,8 @@ from captum_transformer_attr.recording.session import Recording
 
 @dataclass(frozen=True, eq=False)
 class Deposit:
-    """Token scores of one layer: ``scores`` has the shape of ``tensor``, a tensor of the graph, and its channel sum is a token's score."""
+    """Token scores of one layer: ``scores`` has the shape of ``tensor``, a tensor of the graph, and its channel sum is
+    a token's score."""
 
     tensor: Tensor
     scores: Tensor
@@ -27,7 +28,8 @@ class Deposit:
 class LayerSumAttribution(TokenAttribution):
     """Base of the methods that score the tokens of every layer and add the layers up.
 
-    The residual trunk says which token of the input a token of a layer is, so that class tokens fall away and merged patches share.
+    The residual trunk says which token of the input a token of a layer is, so that class tokens fall away and merged
+    patches share.
     """
 
     def deposits(self, recording: Recording, maps: Maps) -> list[Deposit]:
@@ -47,7 +49,8 @@ class LayerSumAttribution(TokenAttribution):
 
 
 class TrunkFlow(Flow):
-    """Token flow along residual trunks only; an attention in ``added`` adds token scores of its own to its values' tokens."""
+    """Token flow along residual trunks only; an attention in ``added`` adds token scores of its own to its values'
+    tokens."""
 
     def __init__(self, added: dict[Attention, Tensor]) -> None:
         super().__init__(lambda node, rows: node.probabilities(rows), [], [], trunk_only=True)
@@ -63,7 +66,8 @@ def add_scores(node: Attention, r: Tensor, signal: TrunkFlow) -> Grads:
 
 
 class ReadOutRows(Flow):
-    """What the read-out rows attend to in every layer: a pass along the trunk that looks at each attention and sends nothing through it."""
+    """What the read-out rows attend to in every layer: a pass along the trunk that looks at each attention and sends
+    nothing through it."""
 
     def __init__(self, recording: Recording) -> None:
         super().__init__(lambda node, rows: node.probabilities(rows), [], terminal_sums(recording))
@@ -72,7 +76,8 @@ class ReadOutRows(Flow):
 
 
 def look(node: Attention, r: Tensor, signal: ReadOutRows) -> Grads:
-    """Attention of the read-out rows per head, ``(..., heads, keys)``; a row's weight is shared by the heads, so that heads add up to their mean."""
+    """Attention of the read-out rows per head, ``(..., heads, keys)``; a row's weight is shared by the heads, so that
+    heads add up to their mean."""
     rows_of = r.sum(-1, keepdim=True).mT
     parts = [(rows_of[..., rows] @ node.probabilities(rows)).squeeze(-2) for rows in node.blocks()]
     signal.rows[node] = torch.stack(parts).sum(0)
@@ -80,7 +85,8 @@ def look(node: Attention, r: Tensor, signal: ReadOutRows) -> Grads:
 
 
 def read_out_attention(recording: Recording) -> dict[Attention, Tensor]:
-    """Every attention's read-out row averaged over heads, ``(..., keys)``; missing where the trunk leads to no read-out."""
+    """Every attention's read-out row averaged over heads, ``(..., keys)``; missing where the trunk leads to no
+    read-out."""
     signal = ReadOutRows(recording)
     recording.send(signal, list(recording.inputs.leaves.values()))
     return {node: rows.sum(-2) for node, rows in signal.rows.items()}

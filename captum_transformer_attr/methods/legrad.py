@@ -1,4 +1,5 @@
-"""LeGrad: Bousselham et al., LeGrad: An Explainability Method for Vision Transformers via Feature Formation Sensitivity, ICCV 2025."""
+"""LeGrad: Bousselham et al., LeGrad: An Explainability Method for Vision Transformers via Feature Formation
+Sensitivity, ICCV 2025."""
 
 from __future__ import annotations
 
@@ -27,8 +28,9 @@ from captum_transformer_attr.rules.table import gradient_signal
 class LeGrad(LayerSumAttribution):
     """Σ over layers of the positive part of ∂s^l/∂A^l, averaged over heads and queries.
 
-    s^l is what the model would answer if its last block returned the output of block l: the rest of the model (final norm, pooling, head)
-    reads every layer. Costs one plain forward per layer. The published code scales the result to 0..1.
+    s^l is what the model would answer if its last block returned the output of block l: the rest of the model (final
+    norm, pooling, head) reads every layer. Costs one plain forward per layer. The published code scales the result to
+    0..1.
 
     Args:
         model: any module built on blocks of one width with softmax attention; used as it is and left as found.
@@ -40,9 +42,7 @@ class LeGrad(LayerSumAttribution):
     def __init__(self, model: nn.Module | Callable[..., Any], output: OutputChoice = None) -> None:
         TokenAttribution.__init__(self, model, 0, False, output)
 
-    def roll_out(
-        self, recording: Recording, maps: Maps, leaves: list[Tensor], watched: Any
-    ) -> tuple[Passed, Passed]:
+    def roll_out(self, recording: Recording, maps: Maps, leaves: list[Tensor], watched: Any) -> tuple[Passed, Passed]:
         scores = self.sensitivities(recording, maps)
         signal = TrunkFlow(scores)
         signal.watched = watched
@@ -56,7 +56,9 @@ class LeGrad(LayerSumAttribution):
         """E_h E_i (∂s^l/∂A^l)⁺ of every self-attention, ``(..., heads, keys)``, heads adding up to their mean."""
         outputs = innermost(block_outputs(recording))
         if len({t.shape for t in outputs.values()}) != 1:
-            raise InputError("LeGrad: the model's blocks do not all have tokens of one shape, so that its head cannot read every layer")
+            raise InputError(
+                "LeGrad: the model's blocks do not all have tokens of one shape; its head cannot read every layer"
+            )
         last = list(outputs)[-1].partition("#")[0]
         found: dict[Attention, Tensor] = {}
         for name, output in outputs.items():
@@ -82,7 +84,8 @@ class LeGrad(LayerSumAttribution):
 
 @contextlib.contextmanager
 def standing_in(function: Any, path: str, tokens: Tensor) -> Iterator[Tensor]:
-    """A leaf with the values of ``tokens`` that replaces what the block at ``path`` returns, inside the context only."""
+    """A leaf with the values of ``tokens`` that replaces what the block at ``path`` returns, inside the context
+    only."""
     module = next(m for root in modules_of(function) for p, m in root.named_modules() if p == path)
     leaf = tokens.clone().requires_grad_()
 
@@ -98,7 +101,8 @@ def standing_in(function: Any, path: str, tokens: Tensor) -> Iterator[Tensor]:
 
 
 def positive_mean(maps: Maps, node: Attention) -> Tensor:
-    """Positive part of ∇A averaged over queries and divided by the number of heads, ``(..., heads, keys)``; masked pairs take no part."""
+    """Positive part of ∇A averaged over queries and divided by the number of heads, ``(..., heads, keys)``; masked
+    pairs take no part."""
     total, attended = 0, 0
     for rows in node.blocks():
         visible = node.probabilities(rows) > 0

@@ -21,7 +21,8 @@ NeuronSelector = int | tuple[int | slice, ...] | Callable[..., Any]
 
 
 class NeuronTransformerLRP(NeuronAttribution, GradientAttribution):  # type: ignore[misc]
-    """Relevance of the input for a neuron of a layer, under the rules of ``TransformerLRP``: the neuron takes the place of the logit.
+    """Relevance of the input for a neuron of a layer, under the rules of ``TransformerLRP``: the neuron takes the place
+    of the logit.
 
     Args:
         model: any module, or a function around one; used as it is, in evaluation mode, and left as found.
@@ -33,7 +34,8 @@ class NeuronTransformerLRP(NeuronAttribution, GradientAttribution):  # type: ign
         InputError: for an unknown option.
 
     Example:
-        >>> NeuronTransformerLRP(model, model.blocks[3].mlp, rules="cp").attribute(pixels, (0, 7))  # channel 7 of token 0
+        >>> neuron = NeuronTransformerLRP(model, model.blocks[3].mlp, rules="cp")
+        >>> relevance = neuron.attribute(pixels, (0, 7))  # for channel 7 of token 0
     """
 
     def __init__(
@@ -64,8 +66,10 @@ class NeuronTransformerLRP(NeuronAttribution, GradientAttribution):  # type: ign
         """Relevance in the inputs' shape.
 
         Args:
-            inputs: a Tensor, a tuple of Tensors (positional arguments) or a mapping (keyword arguments); floats and token ids alike.
-            neuron_selector: as in Captum: index of the neuron without the batch axis (slices add up), or a function of the layer's tensors.
+            inputs: a Tensor, a tuple of Tensors (positional arguments) or a mapping (keyword arguments); floats and
+                token ids alike.
+            neuron_selector: as in Captum: index of the neuron without the batch axis (slices add up), or a function of
+                the layer's tensors.
             additional_forward_args: further positional arguments of the model.
             attribute_to_neuron_input: a neuron of what enters the layer instead of what leaves it.
 
@@ -79,7 +83,9 @@ class NeuronTransformerLRP(NeuronAttribution, GradientAttribution):  # type: ign
         self.lrp.forward_func = self.forward_func
         self.lrp.tap = Tap(self.forward_func, [self.layer], attribute_to_neuron_input)
         try:
-            explained = self.lrp.explain(given, neuron_selector, lambda recording: self.lrp.compute(recording, False), join_explained)
+            explained = self.lrp.explain(
+                given, neuron_selector, lambda recording: self.lrp.compute(recording, False), join_explained
+            )
         finally:
             self.lrp.tap = None
         return given.pack({name: finished(r, given.values[name]) for name, r in explained.relevance.items()})

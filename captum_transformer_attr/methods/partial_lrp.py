@@ -16,7 +16,8 @@ from captum_transformer_attr.recording.outputs import OutputChoice
 class PartialLRP(SingleLayerAttribution):
     """The read-out row of E_h[(R_A)⁺] of one layer, by default the last.
 
-    R_A is the attention's relevance under the ``deep_taylor`` rules, which conserve the total; the paper's own baseline used rules that do not.
+    R_A is the attention's relevance under the ``deep_taylor`` rules, which conserve the total; the paper's own baseline
+    used rules that do not.
 
     Args:
         model: any module built on softmax attention; used as it is and left as found.
@@ -28,7 +29,11 @@ class PartialLRP(SingleLayerAttribution):
     needs_relevance = True
 
     def __init__(
-        self, model: nn.Module | Callable[..., Any], layer: int = -1, with_gradient: bool = False, output: OutputChoice = None
+        self,
+        model: nn.Module | Callable[..., Any],
+        layer: int = -1,
+        with_gradient: bool = False,
+        output: OutputChoice = None,
     ) -> None:
         SingleLayerAttribution.__init__(self, model, layer, output)
         self.needs_gradient = self.with_gradient = with_gradient

@@ -19,7 +19,8 @@ EXPLAINED = ("logit", "probability")
 class Start:
     """Where relevance starts.
 
-    source: a tensor of the graph with the signal ``signal`` of its shape, or None for the selected output. total: the relevance sent, ``(N,)``.
+    source: a tensor of the graph with the signal ``signal`` of its shape, or None for the selected output. total: the
+    relevance sent, ``(N,)``.
     """
 
     source: Tensor | None
@@ -29,7 +30,8 @@ class Start:
 
 @dataclass(frozen=True)
 class Propagated:
-    """Relevance of the tensors asked for, each of its tensor's shape; what parameters took per module path, ``(N,)``; what nothing accounts for."""
+    """Relevance of the tensors asked for, each of its tensor's shape; what parameters took per module path, ``(N,)``;
+    what nothing accounts for."""
 
     relevance: list[Tensor]
     parameters: dict[str, Tensor]
@@ -45,7 +47,8 @@ class Propagated:
 
 
 def start_of(recording: Recording, table: Signal, explained: str) -> Start:
-    """Start at the selected logit with relevance 1, or with gradient 1, or with the gradient of its softmax probability."""
+    """Start at the selected logit with relevance 1, or with gradient 1, or with the gradient of its softmax
+    probability."""
     if table.carries == "relevance":
         return Start(None, None, torch.ones_like(recording.selected))
     if explained == "logit":
@@ -60,9 +63,15 @@ def start_of(recording: Recording, table: Signal, explained: str) -> Start:
 
 
 def propagate(
-    recording: Recording, table: Signal, start: Start, wrt: Sequence[Tensor], factors: Sequence[Tensor | None], accounting: bool
+    recording: Recording,
+    table: Signal,
+    start: Start,
+    wrt: Sequence[Tensor],
+    factors: Sequence[Tensor | None],
+    accounting: bool,
 ) -> Propagated:
-    """Relevance from ``start`` to ``wrt`` by ``table``; what arrives there as a modified gradient is multiplied by its factor, if any."""
+    """Relevance from ``start`` to ``wrt`` by ``table``; what arrives there as a modified gradient is multiplied by its
+    factor, if any."""
     result = one_pass(recording, table, start, wrt, factors, accounting)
     if table.carries == "gradient" or recording.subtracted is None:
         return result
@@ -72,7 +81,12 @@ def propagate(
 
 
 def one_pass(
-    recording: Recording, table: Signal, start: Start, wrt: Sequence[Tensor], factors: Sequence[Tensor | None], accounting: bool
+    recording: Recording,
+    table: Signal,
+    start: Start,
+    wrt: Sequence[Tensor],
+    factors: Sequence[Tensor | None],
+    accounting: bool,
 ) -> Propagated:
     """One backward pass."""
     recorder = recording.recorder
@@ -96,6 +110,10 @@ def one_pass(
 
 
 def leaf_factors(recording: Recording) -> list[Tensor | None]:
-    """The inputs' own values; None for token ids, whose handles receive relevance: their embedding was multiplied in."""
+    """The inputs' own values; None for token ids, whose handles receive relevance: their embedding was multiplied
+    in."""
     floating = [recording.inputs.values[name].is_floating_point() for name in recording.inputs.leaves]
-    return [leaf.detach() if is_float else None for leaf, is_float in zip(recording.inputs.leaves.values(), floating, strict=True)]
+    return [
+        leaf.detach() if is_float else None
+        for leaf, is_float in zip(recording.inputs.leaves.values(), floating, strict=True)
+    ]

@@ -19,8 +19,9 @@ from captum_transformer_attr.recording.session import Recording
 class SingleLayerAttribution(TokenAttribution):
     """Base of the methods that score tokens by the read-out row of one layer's map.
 
-    Several token streams (text and image, encoder and decoder) have layers of their own: every stream's tokens are scored by the calls in which
-    they are the keys, so ``layer=-1`` is the last self-attention of each tower of CLIP and, for a detector's image, the last cross-attention.
+    Several token streams (text and image, encoder and decoder) have layers of their own: every stream's tokens are
+    scored by the calls in which they are the keys, so ``layer=-1`` is the last self-attention of each tower of CLIP
+    and, for a detector's image, the last cross-attention.
 
     Args:
         model: any module built on softmax attention; used as it is and left as found.
@@ -36,13 +37,17 @@ class SingleLayerAttribution(TokenAttribution):
         chosen = []
         for stream, calls in by_key_stream(recording).items():
             if not -len(calls) <= self.layer < len(calls):
-                raise InputError(f"layer={self.layer}: the tokens of {stream} are the keys of {len(calls)} attention calls on the way to this output")
+                raise InputError(
+                    f"layer={self.layer}: the tokens of {stream} are the keys of {len(calls)} attention calls "
+                    "on the way to this output"
+                )
             chosen.append([calls[self.layer]])
         return chosen
 
 
 def by_key_stream(recording: Recording) -> dict[str, Sequence[Attention]]:
-    """Attention calls by the inputs whose tokens are the keys; calls over learned tokens alone (a detector's queries) score no input."""
+    """Attention calls by the inputs whose tokens are the keys; calls over learned tokens alone (a detector's queries)
+    score no input."""
     found: dict[str, list[Attention]] = {}
     for node in recording.attentions:
         stream = key_stream(recording, node)

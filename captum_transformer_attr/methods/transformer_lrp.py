@@ -1,4 +1,5 @@
-"""TransformerLRP: relevance propagated to the input itself, by the rules of CVPR 2021, AttnLRP, conservative propagation or LibraGrad."""
+"""TransformerLRP: relevance propagated to the input itself, by the rules of CVPR 2021, AttnLRP, conservative
+propagation or LibraGrad."""
 
 from __future__ import annotations
 
@@ -35,15 +36,17 @@ class Explained:
 class TransformerLRP(TransformerAttribution):
     """Layer-wise relevance down to every pixel, feature or token id.
 
-    ``deep_taylor`` (Chefer et al., CVPR 2021) sends a total of 1; ``attnlrp`` (Achtibat et al. 2024), ``cp`` (Ali et al. 2022) and ``libra``
-    (Mehri et al. 2025) send the selected output's value, as R = x ⊙ g with a modified gradient g. Unlike the token-level methods it needs no attention:
-    any recorded model will do.
+    ``deep_taylor`` (Chefer et al., CVPR 2021) sends a total of 1; ``attnlrp`` (Achtibat et al. 2024), ``cp`` (Ali et
+    al. 2022) and ``libra`` (Mehri et al. 2025) send the selected output's value, as R = x ⊙ g with a modified gradient
+    g. Unlike the token-level methods it needs no attention: any recorded model will do.
 
     Args:
         model: any module, or a function around one; used as it is, in evaluation mode, and left as found.
         rules: ``"deep_taylor"``, ``"attnlrp"``, ``"cp"`` or ``"libra"``.
-        composite: which linear map gets which rule: a name (``"epsilon_plus"``, ``"attnlrp_vision"``, …) or a ``Composite``; None for the table's own.
-        explained: ``"logit"``, or ``"probability"`` for the softmax probability over the output's last axis (not with ``deep_taylor``).
+        composite: which linear map gets which rule: a name (``"epsilon_plus"``, ``"attnlrp_vision"``, …) or a
+            ``Composite``; None for the table's own.
+        explained: ``"logit"``, or ``"probability"`` for the softmax probability over the output's last axis (not with
+            ``deep_taylor``).
         output: name or function that chooses the explained tensor of a structured output.
 
     Raises:
@@ -65,7 +68,10 @@ class TransformerLRP(TransformerAttribution):
         self.rules, self.composite, self.explained = rules, composite_of(composite, rules), explained
         signal = self.signal()
         if explained not in EXPLAINED or (explained == "probability" and signal.carries == "relevance"):
-            raise InputError(f"explained={explained!r}: choose one of {', '.join(EXPLAINED)}; 'probability' needs rules that carry gradients")
+            raise InputError(
+                f"explained={explained!r}: choose one of {', '.join(EXPLAINED)}; "
+                "'probability' needs rules that carry gradients"
+            )
 
     def signal(self) -> Signal:
         """A new signal of the chosen table."""
@@ -84,15 +90,17 @@ class TransformerLRP(TransformerAttribution):
         """Relevance in the inputs' shape.
 
         Args:
-            inputs: a Tensor, a tuple of Tensors (positional arguments) or a mapping (keyword arguments); floats and token ids alike.
+            inputs: a Tensor, a tuple of Tensors (positional arguments) or a mapping (keyword arguments); floats and
+                token ids alike.
             target: as in Captum: None, int, list, tensor, tuple(s); or a ``Contrast`` of two targets.
             additional_forward_args: further positional arguments of the model.
-            return_convergence_delta: also return ``(N,)``: relevance sent back minus relevance that arrived at inputs and parameters.
+            return_convergence_delta: also return ``(N,)``: relevance sent back minus relevance that arrived at inputs
+                and parameters.
             interpolate: accepted for all classes alike; relevance of pixels needs no interpolation.
 
         Returns:
-            Tensor, tuple or dict as ``inputs``, each of its input's shape: float, detached, contiguous. Ids ``(N, T)``: the sum over their
-            embedding. With ``return_convergence_delta`` a pair.
+            Tensor, tuple or dict as ``inputs``, each of its input's shape: float, detached, contiguous. Ids ``(N, T)``:
+            the sum over their embedding. With ``return_convergence_delta`` a pair.
 
         Raises:
             UnsupportedOperationError: if an operation has no rule.
@@ -100,7 +108,9 @@ class TransformerLRP(TransformerAttribution):
         """
         check_interpolation(interpolate)
         given = parsed(inputs, additional_forward_args)
-        explained = self.explain(given, target, lambda recording: self.compute(recording, return_convergence_delta), join_explained)
+        explained = self.explain(
+            given, target, lambda recording: self.compute(recording, return_convergence_delta), join_explained
+        )
         result = given.pack({name: finished(r, given.values[name]) for name, r in explained.relevance.items()})
         return (result, explained.delta) if return_convergence_delta else result
 
@@ -111,7 +121,8 @@ class TransformerLRP(TransformerAttribution):
             inputs, target, additional_forward_args: as in ``attribute``.
 
         Returns:
-            Same container as ``inputs``: images ``(N, h, w)`` (finest stage), ids ``(N, T)``, feature sequences ``(N, K)``.
+            Same container as ``inputs``: images ``(N, h, w)`` (finest stage), ids ``(N, T)``, feature sequences
+            ``(N, K)``.
         """
         given = parsed(inputs, additional_forward_args)
         explained = self.explain(given, target, lambda recording: self.compute(recording, False), join_explained)
@@ -135,26 +146,32 @@ class TransformerLRP(TransformerAttribution):
         found = self.explain_each(given, targets, lambda recording: self.compute(recording, False), join_explained)
         return [given.pack({n: finished(t.scores, given.values[n]) for n, t in e.tokens.items()}) for e in found]
 
-    def parameter_relevance(self, inputs: Any, target: Any = None, additional_forward_args: Any = None) -> dict[str, Tensor]:
+    def parameter_relevance(
+        self, inputs: Any, target: Any = None, additional_forward_args: Any = None
+    ) -> dict[str, Tensor]:
         """What did not reach the inputs: relevance of biases, norm shifts, positional embeddings and class tokens.
 
         Args:
             inputs, target, additional_forward_args: as in ``attribute``.
 
         Returns:
-            Module path → ``(N,)``, in the order of the backward pass; together with the inputs' relevance it adds up to the explained output.
+            Module path → ``(N,)``, in the order of the backward pass; together with the inputs' relevance it adds up to
+            the explained output.
         """
         given = parsed(inputs, additional_forward_args)
         return self.explain(given, target, lambda recording: self.compute(recording, True), join_explained).parameters
 
-    def relevance_by_layer(self, inputs: Any, target: Any = None, additional_forward_args: Any = None) -> LayerRelevance:
+    def relevance_by_layer(
+        self, inputs: Any, target: Any = None, additional_forward_args: Any = None
+    ) -> LayerRelevance:
         """Relevance block by block: of the residual stream, of every attention head, of the attention and MLP branches.
 
         Args:
             inputs, target, additional_forward_args: as in ``attribute``.
 
         Returns:
-            A sequence of ``BlockRelevance`` in execution order; blocks are modules that stand in a list and contain an attention.
+            A sequence of ``BlockRelevance`` in execution order; blocks are modules that stand in a list and contain an
+            attention.
         """
         given = parsed(inputs, additional_forward_args)
 
@@ -186,7 +203,10 @@ def tokens_of(recording: Recording, name: str, relevance: Tensor) -> TokenScores
 def join_explained(results: list[Explained]) -> Explained:
     """Results of single examples as one batch."""
     first = results[0]
-    tokens = {name: TokenScores(torch.cat([r.tokens[name].scores for r in results]), t.axes, t.stride) for name, t in first.tokens.items()}
+    tokens = {
+        name: TokenScores(torch.cat([r.tokens[name].scores for r in results]), t.axes, t.stride)
+        for name, t in first.tokens.items()
+    }
     parameters = joined([r.parameters for r in results])
     deltas = [r.delta for r in results if r.delta is not None]
     return Explained(joined([r.relevance for r in results]), tokens, parameters, torch.cat(deltas) if deltas else None)

@@ -12,7 +12,8 @@ from captum_transformer_attr.recording.recorder import Recorder, handles
 
 
 class GroupedProduct(LinearMap):
-    """Rows ``(S, K)``, sorted by expert, times their expert's weight ``(E, K, N)``; ``ends`` are the experts' last rows.
+    """Rows ``(S, K)``, sorted by expert, times their expert's weight ``(E, K, N)``; ``ends`` are the experts' last
+    rows.
 
     Rows behind the last end belong to no expert and give zeros.
     """

@@ -19,6 +19,8 @@ from captum_transformer_attr.recording.modules import as_evaluated, modules_of, 
 from captum_transformer_attr.recording.node import LayoutLostError, Node
 from captum_transformer_attr.recording.outputs import OutputChoice, unwrap
 from captum_transformer_attr.recording.precision import is_half
+from captum_transformer_attr.recording.quantised import AGREEMENT as QUANTISED_AGREEMENT
+from captum_transformer_attr.recording.quantised import dequantised, quantised_layers
 from captum_transformer_attr.recording.recorder import HANDLE, Recorder
 from captum_transformer_attr.recording.tags import Tag, tag_of
 from captum_transformer_attr.recording.tap import Tap
@@ -123,7 +125,7 @@ def recorded(
             values = attach(inputs, recorder.handle_dtype, recorder.promote)
             recorder.edges = {i: get_gradient_edge(getattr(values[n], HANDLE, values[n])) for i, n in enumerate(inputs.explained)}
             tapping = contextlib.nullcontext() if tap is None else tap.installed(recorder)
-            with tapping, watched(function, recorder), recorder:
+            with dequantised(modules_of(function)), tapping, watched(function, recorder), recorder:
                 args, kwargs = inputs.arguments(values)
                 result = unwrap(function(*args, **kwargs), output)
             # The plain forward continues the random numbers, so that a model that uses them gives something else.
@@ -155,7 +157,8 @@ def compare(function: Any, inputs: Inputs, output: OutputChoice, recorded_output
     difference = (plain.double() - recorded_output.double()).abs()[finite]
     worst = difference.max().item() if difference.numel() else 0.0
     size = plain[finite].abs().max().item() if difference.numel() else 0.0
-    allowed = AGREEMENT[plain.dtype] * max(size, 1e-3)
+    agreement = QUANTISED_AGREEMENT if quantised_layers(modules_of(function)) else AGREEMENT[plain.dtype]
+    allowed = agreement * max(size, 1e-3)
     if not worst <= allowed or not torch.equal(finite, recorded_output.to(plain.dtype).isfinite()):
         raise UnsupportedModelError(
             f"the recorded forward differs from the plain one by {worst:.2g} (outputs up to {size:.2g}): the model is random in evaluation mode or "

@@ -18,7 +18,8 @@ from captum_transformer_attr.recording.tags import tag_of
 
 
 class Tap:
-    """What passes some layers. After a recorded forward ``of`` gives the tensors of a layer's last call, as they were before anything wrote into them.
+    """What passes some layers. After a recorded forward ``of`` gives the tensors of a layer's last call, as they were
+    before anything wrote into them.
 
     Args:
         function: the model, or a function around one.
@@ -66,13 +67,16 @@ class Tap:
         return hook
 
     def keep(self, recorder: Recorder, position: int, values: Any) -> dict[int, Tensor]:
-        """Remember the layer's recorded tensors; what the model goes on with are copies, by the id of what they replace."""
+        """Remember the layer's recorded tensors; what the model goes on with are copies, by the id of what they
+        replace."""
         given = tensors_in((values,))
         tapped = [t for t in given if is_recorded(t)]
         fresh: dict[int, Tensor] = {}
         if not tapped:
             # Nothing here depends on the inputs: the recording starts at this layer.
-            tapped = [t for t in given if t.is_floating_point()] or [t for t in given if t.dtype in (torch.int64, torch.int32)]
+            tapped = [t for t in given if t.is_floating_point()] or [
+                t for t in given if t.dtype in (torch.int64, torch.int32)
+            ]
             fresh = {id(t): started(recorder, t, self.names[position]) for t in tapped}
         live = [fresh.get(id(t), t) for t in tapped]
         self.tensors[position] = [getattr(t, HANDLE, t) for t in live]
@@ -87,17 +91,22 @@ class Tap:
         """
         found = self.tensors.get(position)
         if not found:
-            raise InputError(f"layer: module '{self.names[position]}' did not run in this forward, or no tensor passed it")
+            raise InputError(
+                f"layer: module '{self.names[position]}' did not run in this forward, or no tensor passed it"
+            )
         return found
 
     def factor(self, tensor: Tensor) -> Tensor | None:
-        """What a modified gradient at this tensor is multiplied by; None for a handle of token ids, where relevance itself arrives."""
+        """What a modified gradient at this tensor is multiplied by; None for a handle of token ids, where relevance
+        itself arrives."""
         return None if any(tensor is handle for handle in self.handles) else tensor.detach()
 
 
 def is_recorded(tensor: Tensor) -> bool:
     """Whether this tensor, or the ids it holds, depends on an input."""
-    return hasattr(tensor, HANDLE) or (tensor.is_floating_point() and tensor.requires_grad and tag_of(tensor) is not None)
+    return hasattr(tensor, HANDLE) or (
+        tensor.is_floating_point() and tensor.requires_grad and tag_of(tensor) is not None
+    )
 
 
 def started(recorder: Recorder, tensor: Tensor, name: str) -> Tensor:

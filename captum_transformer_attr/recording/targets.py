@@ -13,10 +13,11 @@ from captum_transformer_attr.errors import TargetError
 
 @dataclass(frozen=True)
 class Contrast:
-    """A difference of outputs as a target: why ``first`` rather than ``second``? Both are targets as anywhere else in Captum.
+    """A difference of outputs as a target: why ``first`` rather than ``second``? Both are targets as anywhere else in
+    Captum.
 
-    What carries gradients starts with +1 and −1. Relevance under ``deep_taylor`` is propagated for each and subtracted; token-level
-    methods read the attention's relevance and the read-out row of ``first``.
+    What carries gradients starts with +1 and −1. Relevance under ``deep_taylor`` is propagated for each and subtracted;
+    token-level methods read the attention's relevance and the read-out row of ``first``.
 
     Example:
         >>> TransformerLRP(model, "attnlrp").attribute(ids, target=Contrast((-1, yes), (-1, no)))

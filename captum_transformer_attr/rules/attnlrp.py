@@ -1,4 +1,5 @@
-"""The ``attnlrp`` table: Achtibat et al., AttnLRP: Attention-Aware Layer-Wise Relevance Propagation for Transformers, ICML 2024."""
+"""The ``attnlrp`` table: Achtibat et al., AttnLRP: Attention-Aware Layer-Wise Relevance Propagation for Transformers,
+ICML 2024."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ TABLE: dict[type[Node], Rule] = {
 
 
 def attnlrp(composite: Composite | None = None) -> ModifiedGradient:
-    """Deep Taylor decomposition of softmax and products: half to each factor, the softmax by its own gradient, norms frozen.
+    """Deep Taylor decomposition of softmax and products: half to each factor, the softmax by its own gradient, norms
+    frozen.
 
     The softmax's linearisation leaves a constant that belongs to no parameter: it shows up in the convergence delta.
     """

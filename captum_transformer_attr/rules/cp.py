@@ -1,4 +1,5 @@
-"""The ``cp`` table: conservative propagation (Ali et al., XAI for Transformers: Better Explanations through Conservative Propagation, ICML 2022)."""
+"""The ``cp`` table: conservative propagation (Ali et al., XAI for Transformers: Better Explanations through
+Conservative Propagation, ICML 2022)."""
 
 from __future__ import annotations
 

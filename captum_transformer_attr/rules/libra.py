@@ -1,4 +1,5 @@
-"""The ``libra`` table: Mehri et al., LibraGrad: Balancing Gradient Flow for Universally Better Vision Transformer Attributions, CVPR 2025."""
+"""The ``libra`` table: Mehri et al., LibraGrad: Balancing Gradient Flow for Universally Better Vision Transformer
+Attributions, CVPR 2025."""
 
 from __future__ import annotations
 
@@ -25,5 +26,6 @@ TABLE: dict[type[Node], Rule] = {
 
 
 def libra(composite: Composite | None = None) -> ModifiedGradient:
-    """Attention and norms frozen, activations by their slope f(x)/x, gates halved; complete once constants are counted."""
+    """Attention and norms frozen, activations by their slope f(x)/x, gates halved; complete once constants are
+    counted."""
     return ModifiedGradient("libra", TABLE, composite)

@@ -1,6 +1,7 @@
 """Rules of linear maps (linear layers, convolutions), and composites that say which layer gets which: plain data.
 
-Every rule but ``ZBox`` has the form R_in = x ⊙ c. ``coefficients`` gives c, so that tables of relevance and tables of modified gradients share them.
+Every rule but ``ZBox`` has the form R_in = x ⊙ c. ``coefficients`` gives c, so that tables of relevance and tables of
+modified gradients share them.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from captum_transformer_attr.rules.table import divide
 
 @dataclass(frozen=True)
 class Epsilon:
-    """ε rule (Bach et al. 2015, eq. 58): R_in = x ⊙ S W with S = R / (y + ε sign y). The bias keeps its share b S, the stabiliser the rest."""
+    """ε rule (Bach et al. 2015, eq. 58): R_in = x ⊙ S W with S = R / (y + ε sign y). The bias keeps its share b S, the
+    stabiliser the rest."""
 
     epsilon: float = 1e-6
 
@@ -32,9 +34,11 @@ class Epsilon:
 
 @dataclass(frozen=True)
 class Gamma:
-    """γ rule (Montavon et al. 2019) for inputs of any sign (Andéol et al. 2021): contributions of the output's own sign count 1 + γ times.
+    """γ rule (Montavon et al. 2019) for inputs of any sign (Andéol et al. 2021): contributions of the output's own sign
+    count 1 + γ times.
 
-    With z_ij = x_i w_ij, and z⁺ for outputs y > 0, z⁻ for y < 0: R_i = Σ_j (z_ij + γ z_ij^±) / (y_j + γ (Σ_i z_ij^± + b_j^±)) R_j.
+    With z_ij = x_i w_ij, and z⁺ for outputs y > 0, z⁻ for y < 0: R_i = Σ_j (z_ij + γ z_ij^±) / (y_j + γ (Σ_i z_ij^± +
+    b_j^±)) R_j.
     """
 
     gamma: float = 0.25
@@ -75,7 +79,8 @@ class ZPlus:
 
 @dataclass(frozen=True)
 class ZBox:
-    """z^B rule (Montavon et al. 2017) for inputs between ``low`` and ``high``; None takes each sample's own minimum and maximum.
+    """z^B rule (Montavon et al. 2017) for inputs between ``low`` and ``high``; None takes each sample's own minimum and
+    maximum.
 
     R = x ⊙ SW − l ⊙ SW⁺ − h ⊙ SW⁻ with S = R_out / (xW − lW⁺ − hW⁻), bias ignored.
     """
@@ -110,10 +115,12 @@ LinearRule = Epsilon | Gamma | ZPlus | ZBox
 
 @dataclass(frozen=True)
 class Composite:
-    """Which linear map gets which rule; None is the table's own (z⁺ for ``deep_taylor``, the plain gradient for the others).
+    """Which linear map gets which rule; None is the table's own (z⁺ for ``deep_taylor``, the plain gradient for the
+    others).
 
-    linear: linear layers and products with constant matrices. convolution: convolutions. pixels: the map that reads the pixels of an image or video
-    (only there may it be ``ZBox``, only with ``deep_taylor``). named: pairs of a pattern of module paths (``"blocks.*.mlp.*"``) and a rule, which win.
+    linear: linear layers and products with constant matrices. convolution: convolutions. pixels: the map that reads the
+    pixels of an image or video (only there may it be ``ZBox``, only with ``deep_taylor``). named: pairs of a pattern of
+    module paths (``"blocks.*.mlp.*"``) and a rule, which win.
     """
 
     linear: LinearRule | None = None
@@ -132,7 +139,9 @@ class Composite:
 
     def rules(self) -> list[LinearRule]:
         """Every rule it can give."""
-        return [r for r in (self.linear, self.convolution, self.pixels, *(rule for _, rule in self.named)) if r is not None]
+        return [
+            r for r in (self.linear, self.convolution, self.pixels, *(rule for _, rule in self.named)) if r is not None
+        ]
 
 
 COMPOSITES = {

@@ -1,7 +1,8 @@
-"""What the tables of modified gradients share: they carry g with R = x ⊙ g, so that a plain linear map needs nothing but its own gradient.
+"""What the tables of modified gradients share: they carry g with R = x ⊙ g, so that a plain linear map needs nothing
+but its own gradient.
 
-Whatever a constant contributes (biases, norm shifts, positional embeddings, class tokens, f(0) of an activation) is counted where it arises; with that
-the total is exact wherever a rule writes y as a sum of contributions.
+Whatever a constant contributes (biases, norm shifts, positional embeddings, class tokens, f(0) of an activation) is
+counted where it arises; with that the total is exact wherever a rule writes y as a sum of contributions.
 """
 
 from __future__ import annotations
@@ -75,7 +76,8 @@ def halved_value_product(node: ValueProduct, g: Tensor, signal: Signal) -> Grads
 
 
 def halved_attention(node: FusedAttention, g: Tensor, signal: Signal) -> Grads:
-    """Two bilinear rules with the softmax's own gradient between them: a quarter to queries and keys each, half to the values."""
+    """Two bilinear rules with the softmax's own gradient between them: a quarter to queries and keys each, half to the
+    values."""
     query, key, value = node.live
     to_map = 0.5 if value else 1.0
     factors = (to_map * (0.5 if key else 1.0), to_map * (0.5 if query else 1.0), 0.5 if query or key else 1.0)
@@ -96,7 +98,8 @@ def input_of(node: LocalNode) -> Tensor:
 
 
 def slope(node: LocalNode, g: Tensor, signal: Signal) -> Grads:
-    """f(x)/x (Achtibat et al. 2024, eq. 9; Mehri et al. 2025): the secant (f(x) − f(0)) / x, f(0) a constant; the derivative at x = 0."""
+    """f(x)/x (Achtibat et al. 2024, eq. 9; Mehri et al. 2025): the secant (f(x) − f(0)) / x, f(0) a constant; the
+    derivative at x = 0."""
     x, y = input_of(node), node.y.detach()
     origin = value_at_zero(node)
     if origin is None:
@@ -137,7 +140,8 @@ def frozen_gate(node: Product, g: Tensor, signal: Signal) -> Grads:
 
 
 def halved_gate(node: Product, g: Tensor, signal: Signal) -> Grads:
-    """A gated product is bilinear: half to the gate, half to the content. x · gate(x) is an activation with slope gate(x); norms are constants."""
+    """A gated product is bilinear: half to the gate, half to the content. x · gate(x) is an activation with slope
+    gate(x); norms are constants."""
     if node.signal is None or (node.kind == GATED and not node.divide):
         return halved_pair(node, g)
     return content_only(node, g)

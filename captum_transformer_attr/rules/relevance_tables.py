@@ -21,7 +21,8 @@ TABLES = ("deep_taylor", *GRADIENT_TABLES)
 
 
 class DeepTaylor(Signal):
-    """The ``deep_taylor`` table down to the input: z^B for the map that reads pixels, z⁺ or the composite's rule for the others."""
+    """The ``deep_taylor`` table down to the input: z^B for the map that reads pixels, z⁺ or the composite's rule for
+    the others."""
 
     def __init__(self, composite: Composite | None) -> None:
         super().__init__("deep_taylor", "relevance", {**deep_taylor.TABLE, LinearMap: linear_map})
@@ -49,7 +50,10 @@ def composite_of(choice: str | Composite | None, rules: str) -> Composite | None
             raise InputError(f"composite={choice!r}: choose one of {', '.join(COMPOSITES)}, or give a Composite")
         choice = COMPOSITES[choice]
     if choice is not None and rules in GRADIENT_TABLES and any(isinstance(rule, ZBox) for rule in choice.rules()):
-        raise InputError(f"composite: ZBox needs rules='deep_taylor'; rules='{rules}' carries a modified gradient, which z^B has none of")
+        raise InputError(
+            f"composite: ZBox needs rules='deep_taylor'; rules='{rules}' carries a modified gradient, "
+            "which z^B has none of"
+        )
     return choice
 
 
