@@ -50,7 +50,10 @@ def bert_case(tokens: int, batch: int = 1) -> Case:
 
     config = transformers.BertConfig(num_labels=2)
     model = transformers.BertForSequenceClassification(config).eval()
-    inputs = {"input_ids": torch.randint(0, config.vocab_size, (batch, tokens)), "attention_mask": torch.ones(batch, tokens, dtype=torch.long)}
+    inputs = {
+        "input_ids": torch.randint(0, config.vocab_size, (batch, tokens)),
+        "attention_mask": torch.ones(batch, tokens, dtype=torch.long),
+    }
     return Case(model, inputs, 1, batch * tokens, "tokens", embed=model.bert.embeddings.word_embeddings)
 
 
@@ -76,7 +79,11 @@ def llama_case(tokens: int) -> Case:
 CASES: dict[str, Callable[[], Case]] = {
     **{
         f"{short} batch {batch}": lambda name=name, batch=batch: image_case(name, batch)
-        for short, name in (("ViT-Ti", "vit_tiny_patch16_224"), ("ViT-S", "vit_small_patch16_224"), ("ViT-B", "vit_base_patch16_224"))
+        for short, name in (
+            ("ViT-Ti", "vit_tiny_patch16_224"),
+            ("ViT-S", "vit_small_patch16_224"),
+            ("ViT-B", "vit_base_patch16_224"),
+        )
         for batch in (1, 8, 32)
     },
     "Swin-T batch 8": lambda: image_case("swin_tiny_patch4_window7_224", 8),
@@ -97,9 +104,15 @@ def ours(case: Case) -> dict[str, Run]:
         "AttentionRelevance": AttentionRelevance(case.model),
         "TokenStatisticsRelevance": TokenStatisticsRelevance(case.model),
         "AttentionRollout": AttentionRollout(case.model),
-        **{f"TransformerLRP {rules}": TransformerLRP(case.model, rules=rules) for rules in ("deep_taylor", "attnlrp", "cp", "libra")},
+        **{
+            f"TransformerLRP {rules}": TransformerLRP(case.model, rules=rules)
+            for rules in ("deep_taylor", "attnlrp", "cp", "libra")
+        },
     }
-    return {name: lambda method=method: method.attribute(case.inputs, target=case.target) for name, method in methods.items()}
+    return {
+        name: lambda method=method: method.attribute(case.inputs, target=case.target)
+        for name, method in methods.items()
+    }
 
 
 def peers(case: Case, steps: int = 50) -> dict[str, Run]:
@@ -112,7 +125,9 @@ def peers(case: Case, steps: int = 50) -> dict[str, Run]:
         others = {k: v for k, v in case.inputs.items() if k != "input_ids"}
         wrapped = Embedded(case.model, others)
     found: dict[str, Run] = {
-        "InputXGradient": lambda: InputXGradient(wrapped).attribute(inputs.clone().requires_grad_(), target=case.target),
+        "InputXGradient": lambda: InputXGradient(wrapped).attribute(
+            inputs.clone().requires_grad_(), target=case.target
+        ),
         f"IntegratedGradients ({steps} steps)": lambda: IntegratedGradients(wrapped).attribute(
             inputs, target=case.target, n_steps=steps, internal_batch_size=max(8, len(inputs))
         ),
@@ -133,7 +148,8 @@ class Embedded(nn.Module):
 
     def forward(self, embeddings: Tensor) -> Tensor:
         others = {
-            k: v.repeat_interleave(len(embeddings) // len(v), 0) if isinstance(v, Tensor) else v for k, v in self.others.items()
+            k: v.repeat_interleave(len(embeddings) // len(v), 0) if isinstance(v, Tensor) else v
+            for k, v in self.others.items()
         }
         logits: Tensor = self.model(inputs_embeds=embeddings, **others).logits
         return logits

@@ -44,7 +44,9 @@ MAIN = "TransformerRelevance"
 def engine_version() -> str:
     """Digest of the files that decide a result."""
     package = Path(captum_transformer_attr.__file__).parent
-    files = [f for part in ("recording", "ops", "rules", "flow", "methods") for f in sorted((package / part).glob("*.py"))]
+    files = [
+        f for part in ("recording", "ops", "rules", "flow", "methods") for f in sorted((package / part).glob("*.py"))
+    ]
     return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()[:12]
 
 
@@ -55,7 +57,11 @@ def available_methods() -> list[str]:
 
 
 def is_method(value: Any) -> bool:
-    return isinstance(value, type) and issubclass(value, TransformerAttribution) and not value.__name__.startswith(("Layer", "Neuron"))
+    return (
+        isinstance(value, type)
+        and issubclass(value, TransformerAttribution)
+        and not value.__name__.startswith(("Layer", "Neuron"))
+    )
 
 
 def load(source: str) -> dict[tuple[str, str], Row]:
@@ -74,8 +80,12 @@ def store(source: str, row: Row) -> None:
 
 def main(
     sources: Annotated[str, typer.Option(help="which sources to run, separated by commas")] = "timm,transformers",
-    only: Annotated[str, typer.Option(help="regular expression: run only architectures whose name or family it finds")] = "",
-    methods: Annotated[str, typer.Option(help="attribution classes, separated by commas; 'all' for every public one")] = MAIN,
+    only: Annotated[
+        str, typer.Option(help="regular expression: run only architectures whose name or family it finds")
+    ] = "",
+    methods: Annotated[
+        str, typer.Option(help="attribution classes, separated by commas; 'all' for every public one")
+    ] = MAIN,
     again: Annotated[bool, typer.Option("--again", help="run although there is a result")] = False,
     retry: Annotated[bool, typer.Option("--retry", help="run what was not attributed")] = False,
     stale: Annotated[bool, typer.Option("--stale", help="run what was run with other engine files")] = False,
@@ -103,13 +113,25 @@ def main(
                     todo.append((case, method))
         run(console, source, todo, engine)
     if write:
-        write_table(table, {source: (importlib.import_module(f"coverage_{source}"), load(source)) for source in ("timm", "transformers")})
+        write_table(
+            table,
+            {
+                source: (importlib.import_module(f"coverage_{source}"), load(source))
+                for source in ("timm", "transformers")
+            },
+        )
         console.print(f"wrote {table}")
 
 
 def run(console: Console, source: str, todo: list[tuple[Any, str]], engine: str) -> None:
     """Run the cases, one line each for what was not attributed."""
-    columns = (TextColumn("{task.description:<60}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description:<60}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(source, total=len(todo))
         for case, method in todo:
@@ -117,7 +139,9 @@ def run(console: Console, source: str, todo: list[tuple[Any, str]], engine: str)
             row = check(case, method, engine)
             store(source, row)
             if row.outcome != "attributed":
-                progress.console.print(f"{row.outcome}: {row.name} · {method}: {row.reason}", highlight=False, markup=False)
+                progress.console.print(
+                    f"{row.outcome}: {row.name} · {method}: {row.reason}", highlight=False, markup=False
+                )
             progress.advance(task)
             gc.collect()
 

@@ -60,7 +60,10 @@ def check(case: Any, method: str, engine: str = "") -> Row:
         row.outcome, row.reason = "refused", str(error)
     except Exception as error:  # noqa: BLE001  whatever goes wrong belongs in the table
         frame = traceback.extract_tb(error.__traceback__)[-1]
-        row.outcome, row.reason = "failed", f"{type(error).__name__}: {str(error)[:300]} ({frame.filename.rpartition('/')[2]}:{frame.lineno})"
+        row.outcome, row.reason = (
+            "failed",
+            f"{type(error).__name__}: {str(error)[:300]} ({frame.filename.rpartition('/')[2]}:{frame.lineno})",
+        )
     return row
 
 
@@ -117,7 +120,11 @@ def verdict(row: Row, scores: list[Tensor]) -> None:
         wrong.append("scores are not finite")
     elif not all(bool((s.flatten(1).abs().amax(1) > 0).all()) for s in scores):
         wrong.append("an example has no score at all")
-    for name, value, bound in (("delta", row.delta, DELTA), ("batch difference", row.batch, BATCH), ("forward difference", row.forward, FORWARD)):
+    for name, value, bound in (
+        ("delta", row.delta, DELTA),
+        ("batch difference", row.batch, BATCH),
+        ("forward difference", row.forward, FORWARD),
+    ):
         if not value <= bound:
             wrong.append(f"{name} {value:.1e}")
     if wrong:

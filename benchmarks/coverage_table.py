@@ -53,8 +53,13 @@ def section(source: str, rows: list[Row], module: Any) -> str:
         text += [line(row) for row in sorted(families[family], key=lambda row: row.name)]
     text.append(other_methods(rows, {row.name for row in counted}))
     if apart:
-        text.append("\n### Softmax, but no attention over tokens\n\n| architecture | what it is | result |\n|---|---|---|\n")
-        text += [f"| {row.name} | {row.details['scope']} | {cell(row)} |\n" for row in sorted(apart, key=lambda row: row.name)]
+        text.append(
+            "\n### Softmax, but no attention over tokens\n\n| architecture | what it is | result |\n|---|---|---|\n"
+        )
+        text += [
+            f"| {row.name} | {row.details['scope']} | {cell(row)} |\n"
+            for row in sorted(apart, key=lambda row: row.name)
+        ]
     listed: dict[str, list[str]] = defaultdict(list)
     for name, family, _ in getattr(module, "outside", lambda: ())():
         listed[family].append(name)
@@ -72,13 +77,21 @@ def line(row: Row) -> str:
     numbers = [f"{row.delta:.0e}", f"{row.batch:.0e}", f"{row.forward:.0e}", row.readout, str(row.attentions), row.grid]
     if row.outcome not in ("attributed", "wrong"):
         numbers = [""] * len(numbers)
-    ends = [row.details.get("input", ""), row.details.get("parameters", ""), f"{row.seconds:.1f}" if row.outcome == "attributed" else ""]
+    ends = [
+        row.details.get("input", ""),
+        row.details.get("parameters", ""),
+        f"{row.seconds:.1f}" if row.outcome == "attributed" else "",
+    ]
     return "| " + " | ".join([name, cell(row), *numbers, *ends]) + " |\n"
 
 
 def cell(row: Row) -> str:
     """The outcome with its reason."""
-    return row.outcome if row.outcome == "attributed" else f"**{row.outcome}**: {row.reason}".replace("|", "\\|").replace("\n", " ")
+    return (
+        row.outcome
+        if row.outcome == "attributed"
+        else f"**{row.outcome}**: {row.reason}".replace("|", "\\|").replace("\n", " ")
+    )
 
 
 def other_methods(rows: list[Row], counted: set[str]) -> str:
@@ -89,7 +102,9 @@ def other_methods(rows: list[Row], counted: set[str]) -> str:
             by_method[row.method].append(row)
     if not by_method:
         return ""
-    text = ["\n### Other classes\n\n| class | run | attributed | largest delta | largest batch difference | not attributed |\n|---|---|---|---|---|---|\n"]
+    text = [
+        "\n### Other classes\n\n| class | run | attributed | largest delta | largest batch difference | not attributed |\n|---|---|---|---|---|---|\n"
+    ]
     for method, found in sorted(by_method.items()):
         good = [row for row in found if row.outcome == "attributed"]
         bad = "; ".join(f"{row.name}: {cell(row)}" for row in found if row.outcome != "attributed")

@@ -75,7 +75,13 @@ def facts_of(name: str) -> Facts:
             model(torch.zeros(1, *model.pretrained_cfg.get("input_size", (3, 224, 224))))
     parts = sorted(spy.operations | {kind(m) for m in model.modules()})
     parameters = sum(p.numel() for p in model.parameters()) / 1e6
-    return Facts(name, registry._model_to_module[name], parameters, spy.softmax, hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12])
+    return Facts(
+        name,
+        registry._model_to_module[name],
+        parameters,
+        spy.softmax,
+        hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12],
+    )
 
 
 def kind(module: nn.Module) -> str:
@@ -91,7 +97,11 @@ def all_facts() -> dict[str, Facts]:
     """Facts of every listed model, kept beside the results of ``coverage.py``."""
     file = Path.home() / ".cache" / "captum_transformer_attr" / f"timm-{timm.__version__}.jsonl"
     file.parent.mkdir(parents=True, exist_ok=True)
-    known = {f.name: f for f in (Facts(**json.loads(line)) for line in file.read_text().splitlines())} if file.exists() else {}
+    known = (
+        {f.name: f for f in (Facts(**json.loads(line)) for line in file.read_text().splitlines())}
+        if file.exists()
+        else {}
+    )
     with file.open("a") as out, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for name in timm.list_models():
@@ -106,7 +116,9 @@ def out_of_scope(facts: Facts) -> str:
     """Why an architecture does not count as softmax attention over tokens; empty if it does."""
     if not facts.softmax:
         return "no softmax in the model"
-    return next((reason for prefix, reason in NOT_ATTENTION if facts.name.startswith(prefix) or facts.family == prefix), "")
+    return next(
+        (reason for prefix, reason in NOT_ATTENTION if facts.name.startswith(prefix) or facts.family == prefix), ""
+    )
 
 
 # ---------------------------------------------------------------------- building
@@ -169,7 +181,11 @@ def redrawn(model: nn.Module, seed: int = 0) -> nn.Module:
             else:
                 p.copy_(0.3 * noise(p))
         for m in model.modules():
-            if isinstance(m, nn.BatchNorm2d | nn.BatchNorm1d) and m.running_mean is not None and m.running_var is not None:
+            if (
+                isinstance(m, nn.BatchNorm2d | nn.BatchNorm1d)
+                and m.running_mean is not None
+                and m.running_var is not None
+            ):
                 m.running_mean.copy_(0.2 * noise(m.running_mean))
                 m.running_var.copy_(0.7 + 0.3 * noise(m.running_var).square())
     return model
@@ -204,7 +220,10 @@ def cases() -> Iterator[tuple[str, str, Callable[[], nn.Module], Callable[[], Te
             depth = None if small else 2
             if depth:
                 details["depth"] = f"{depth} blocks"
-            build_it, images_of = functools.partial(build, facts.name, depth), functools.partial(images, facts.name, depth)
+            build_it, images_of = (
+                functools.partial(build, facts.name, depth),
+                functools.partial(images, facts.name, depth),
+            )
             (first if position == 0 else rest).append((facts.name, facts.family, build_it, images_of, [3, 7], details))
     yield from first
     yield from rest

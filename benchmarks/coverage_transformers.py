@@ -40,7 +40,9 @@ def redrawn(model: nn.Module, seed: int = 0) -> nn.Module:
 def built(model: type[nn.Module], kind: str, settings: dict[str, Any], attention: str) -> nn.Module:
     """An instance of a transformers class with the given settings and attention implementation."""
     torch.manual_seed(0)
-    config = transformers.AutoConfig.for_model(kind, **{name: value for name, value in settings.items() if value is not None})
+    config = transformers.AutoConfig.for_model(
+        kind, **{name: value for name, value in settings.items() if value is not None}
+    )
     config._attn_implementation = attention
     config._experts_implementation = "eager"  # the grouped kernels have no float64
     return redrawn(model(config))
@@ -280,7 +282,16 @@ IMAGE = {
 PYRAMID = {
     "num_encoder_blocks": 2, "depths": [1, 1], "hidden_sizes": [16, 32], "num_attention_heads": [2, 4], "mlp_ratios": [2, 2], "num_labels": 3, "num_channels": 3,
 }  # fmt: skip
-WINDOWS = {"image_size": 32, "patch_size": 4, "num_channels": 3, "embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4, "num_labels": 3}
+WINDOWS = {
+    "image_size": 32,
+    "patch_size": 4,
+    "num_channels": 3,
+    "embed_dim": 16,
+    "depths": [2, 2],
+    "num_heads": [2, 4],
+    "window_size": 4,
+    "num_labels": 3,
+}
 
 # model type: (class, settings, inputs, target)
 VISION: dict[str, tuple[str, dict[str, Any], Callable[[], Inputs], Any]] = {
@@ -342,12 +353,20 @@ AUDIO: dict[str, tuple[str, dict[str, Any], Callable[[], Inputs], Any]] = {
 
 
 # ---------------------------------------------------------------------- cases
-def case(name: str, family: str, model: str, settings: dict[str, Any], inputs: Callable[[], Inputs], target: Any) -> Iterator[Case]:
+def case(
+    name: str, family: str, model: str, settings: dict[str, Any], inputs: Callable[[], Inputs], target: Any
+) -> Iterator[Case]:
     """One case per attention implementation that the class has."""
     kind = name.partition(" ")[0]
     cls = getattr(transformers, model)
     for attention in ("sdpa", "eager") if cls._supports_sdpa else ("eager",):
-        yield f"{name} [{attention}]", family, lambda attention=attention: built(cls, kind, settings, attention), inputs, target
+        yield (
+            f"{name} [{attention}]",
+            family,
+            lambda attention=attention: built(cls, kind, settings, attention),
+            inputs,
+            target,
+        )
 
 
 def encoders() -> Iterator[Case]:
@@ -361,14 +380,23 @@ def language_models() -> Iterator[Case]:
     """Causal language models; explained is a word after the last real token of each text."""
     names = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     for name, settings in LANGUAGE_MODELS.items():
-        yield from case(name, "language model", names[name.partition(" ")[0]], {**EXPERTS, **settings}, texts, [(LONG - 1, 5), (SHORT - 1, 7)])
+        yield from case(
+            name,
+            "language model",
+            names[name.partition(" ")[0]],
+            {**EXPERTS, **settings},
+            texts,
+            [(LONG - 1, 5), (SHORT - 1, 7)],
+        )
 
 
 def encoder_decoders() -> Iterator[Case]:
     """Encoder-decoders; explained is a word after the decoder's last token, by source and target."""
     names = transformers.models.auto.modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
     for name, settings in ENCODER_DECODERS.items():
-        yield from case(name, "encoder-decoder", names[name.partition(" ")[0]], {**HALVES, **settings}, dialogues, (4, 5))
+        yield from case(
+            name, "encoder-decoder", names[name.partition(" ")[0]], {**HALVES, **settings}, dialogues, (4, 5)
+        )
 
 
 def listed(family: str, models: dict[str, tuple[str, dict[str, Any], Callable[[], Inputs], Any]]) -> Iterator[Case]:

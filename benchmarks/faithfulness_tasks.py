@@ -81,13 +81,22 @@ def _swin_statistics(options: Options) -> Task:
     folder = options.data / "swin_tinyimagenet20"
     model = load_model(str(folder / "model.safetensors"), None, PreprocessingOptions(squash=True))
     reader = BoxedImages(folder / "validation_images.zip", folder / "validation.json")
-    return ImageTask("swin-statistics", "Swin and layer-norm statistics", model, reader, STATISTICS, options.indices(len(reader), 400))  # type: ignore[arg-type]
+    return ImageTask(
+        "swin-statistics",
+        "Swin and layer-norm statistics",
+        model,
+        reader,
+        STATISTICS,
+        options.indices(len(reader), 400),
+    )  # type: ignore[arg-type]
 
 
 def _vit_statistics(options: Options) -> Task:
     reader = TinyImageNetValidation(options.data / "tiny_imagenet_val" / "val.tar.gz")
     indices = options.indices(len(reader), 300)
-    return ImageTask("vit-statistics", "ViT-Tiny and layer-norm statistics", _vit(options), reader, ("pointing", "corners"), indices)
+    return ImageTask(
+        "vit-statistics", "ViT-Tiny and layer-norm statistics", _vit(options), reader, ("pointing", "corners"), indices
+    )
 
 
 def _sst(options: Options) -> Task:

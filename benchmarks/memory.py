@@ -1,8 +1,8 @@
 """Peak memory above the weights, per method: CUDA's allocator peak, or on the CPU the resident peak of a process of its own.
 
-    python -m benchmarks.memory                              # to docs/results/memory.md and .json
-    python -m benchmarks.memory "Llama-125M 2048 tokens"
-    python -m benchmarks.memory --smoke
+python -m benchmarks.memory                              # to docs/results/memory.md and .json
+python -m benchmarks.memory "Llama-125M 2048 tokens"
+python -m benchmarks.memory --smoke
 """
 
 from __future__ import annotations
@@ -57,7 +57,11 @@ def in_subprocess(case: str, method: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.memory", case, "--one", method]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
     if done.returncode:
-        return {"failed": done.stderr.strip().splitlines()[-1][:120] if done.stderr.strip() else f"exit status {done.returncode}"}
+        return {
+            "failed": done.stderr.strip().splitlines()[-1][:120]
+            if done.stderr.strip()
+            else f"exit status {done.returncode}"
+        }
     return {"mib": float(done.stdout.strip().splitlines()[-1])}
 
 
@@ -65,7 +69,12 @@ def markdown(results: list[dict[str, Any]], about: dict[str, Any]) -> str:
     lines = ["# Memory", "", "Peak above the weights and what the process held before, one process per figure.", ""]
     lines += [f"- {key}: {value}" for key, value in about.items()] + [""]
     for result in results:
-        lines += [f"## {result['case']}", "", f"| method | MiB | KiB per {result['unit'][:-1]} |", "| --- | ---: | ---: |"]
+        lines += [
+            f"## {result['case']}",
+            "",
+            f"| method | MiB | KiB per {result['unit'][:-1]} |",
+            "| --- | ---: | ---: |",
+        ]
         for method, found in result["methods"].items():
             if "mib" in found:
                 lines.append(f"| {method} | {found['mib']:.0f} | {found['mib'] * 1024 / result['items']:.1f} |")
@@ -106,7 +115,9 @@ def main(
             results.append({"case": name, "items": case.items, "unit": case.unit, "methods": found})
             if not smoke:
                 output.mkdir(parents=True, exist_ok=True)
-                (output / "memory.json").write_text(json.dumps({"about": about, "results": results}, indent=1, default=str))
+                (output / "memory.json").write_text(
+                    json.dumps({"about": about, "results": results}, indent=1, default=str)
+                )
                 (output / "memory.md").write_text(markdown(results, about))
 
 

@@ -1,7 +1,7 @@
 """How time and memory grow with the number of tokens and with the batch, as a figure and JSON.
 
-    python -m benchmarks.scaling                # to docs/results/scaling.png and .json
-    python -m benchmarks.scaling --smoke
+python -m benchmarks.scaling                # to docs/results/scaling.png and .json
+python -m benchmarks.scaling --smoke
 """
 
 from __future__ import annotations

@@ -69,7 +69,9 @@ def rows(result: dict[str, Any]) -> list[tuple[str, str, str, str]]:
         elif times:
             low, middle, high = min(times), statistics.median(times), max(times)
             spread = f"{low / forward:.2f} - {high / forward:.2f}"
-            found.append((method, f"{middle / forward:.2f}", spread, f"{result['items'] / middle:.1f} {result['unit']}/s"))
+            found.append(
+                (method, f"{middle / forward:.2f}", spread, f"{result['items'] / middle:.1f} {result['unit']}/s")
+            )
     return found
 
 
@@ -111,7 +113,9 @@ def main(
             progress.console.print(table)
             if not smoke:
                 output.mkdir(parents=True, exist_ok=True)
-                (output / "speed.json").write_text(json.dumps({"about": about, "results": results}, indent=1, default=str))
+                (output / "speed.json").write_text(
+                    json.dumps({"about": about, "results": results}, indent=1, default=str)
+                )
                 (output / "speed.md").write_text(markdown(results, about))
 
 

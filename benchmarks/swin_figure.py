@@ -1,7 +1,7 @@
 """Swin maps with and without layer-norm statistics, side by side: docs/swin_statistics.png (from CTA_DATA).
 
-    python -m benchmarks.swin_figure                                   # the four of the documentation
-    python -m benchmarks.swin_figure --count 20 --output /tmp/20.png   # more of them, to look at
+python -m benchmarks.swin_figure                                   # the four of the documentation
+python -m benchmarks.swin_figure --count 20 --output /tmp/20.png   # more of them, to look at
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ def main(
         "no statistics": TokenStatisticsRelevance(loaded.model, side="none"),
         "key side": TokenStatisticsRelevance(loaded.model, side="key"),
         "query side": TokenStatisticsRelevance(loaded.model, side="query"),
-        "gradient × activation start": TokenStatisticsRelevance(loaded.model, side="none", start="gradient_x_activation"),
+        "gradient × activation start": TokenStatisticsRelevance(
+            loaded.model, side="none", start="gradient_x_activation"
+        ),
         "TransformerRelevance": TransformerRelevance(loaded.model),
         "AttentionRollout": AttentionRollout(loaded.model),
     }
@@ -48,11 +50,15 @@ def main(
         with torch.no_grad():
             right = int(loaded.model(pixels).argmax()) == example.label
         if right and example.mask().mean() < 0.5:
-            rows.append((example, {name: m.attribute(pixels, target=example.label)[0, 0] for name, m in methods.items()}))
+            rows.append(
+                (example, {name: m.attribute(pixels, target=example.label)[0, 0] for name, m in methods.items()})
+            )
         if len(rows) == count:
             break
     columns = len(methods) + 1
-    figure, axes = pyplot.subplots(len(rows), columns, figsize=(1.7 * columns, 1.75 * len(rows)), squeeze=False, constrained_layout=True)
+    figure, axes = pyplot.subplots(
+        len(rows), columns, figsize=(1.7 * columns, 1.75 * len(rows)), squeeze=False, constrained_layout=True
+    )
     for axis_row, (example, maps) in zip(axes, rows, strict=True):
         axis_row[0].imshow(example.image)
         axis_row[0].contour(example.mask(), levels=[0.5], colors="white", linewidths=1)

@@ -88,7 +88,12 @@ def main(
     # Measure the weights that are stored.
     model.load_state_dict({name: value.half().float() for name, value in model.state_dict().items()})
     metrics = evaluate(model, make_scenes(TEST_SCENES, "test", TEST_SEED))
-    training = {"seed": seed, "images": images, "scale": scale, **{k: v for k, v in asdict(recipe).items() if k != "kwargs"}}
+    training = {
+        "seed": seed,
+        "images": images,
+        "scale": scale,
+        **{k: v for k, v in asdict(recipe).items() if k != "kwargs"},
+    }
     save(model, ModelInfo(architecture, recipe.kwargs, MEAN, STD, CLASS_NAMES, training, metrics), output)
     console = Console()
     for name, value in metrics.items():
@@ -136,7 +141,9 @@ def losses(model: Any, scenes: DigitScenes, token_weight: float) -> tuple[Tensor
     loss = F.binary_cross_entropy_with_logits(model.head(tokens[:, 0]).float(), scenes.labels)
     edge = scenes.masks.shape[-1] // model.patch_embed.grid_size[0]
     inside = F.max_pool2d(scenes.masks.float(), edge).flatten(2).transpose(1, 2)
-    return loss + token_weight * F.binary_cross_entropy_with_logits(model.head(tokens[:, 1:]).float(), inside), loss.item()
+    return loss + token_weight * F.binary_cross_entropy_with_logits(
+        model.head(tokens[:, 1:]).float(), inside
+    ), loss.item()
 
 
 def normalize(images: Tensor) -> Tensor:

@@ -59,9 +59,17 @@ class Coverage:
 
     def __str__(self) -> str:
         header = ["count", "operation", "module", *TABLES]
-        lines = [header, *([str(r.count), r.operation, r.path or "(model)", *(r.rules[t] for t in TABLES)] for r in self.rows)]
+        lines = [
+            header,
+            *([str(r.count), r.operation, r.path or "(model)", *(r.rules[t] for t in TABLES)] for r in self.rows),
+        ]
         widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-        text = ["  ".join(cell.rjust(w) if i == 0 else cell.ljust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))).rstrip() for line in lines]
+        text = [
+            "  ".join(
+                cell.rjust(w) if i == 0 else cell.ljust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+            ).rstrip()
+            for line in lines
+        ]
         text.insert(1, "  ".join("-" * w for w in widths))
         total = sum(r.count for r in self.rows)
         text.append(f"{total} operations, {self.attentions} attention calls, {len(self.refused) or 'nothing'} refused")
@@ -69,7 +77,12 @@ class Coverage:
 
 
 def coverage(
-    model: nn.Module | Callable[..., Any], inputs: Any, additional_forward_args: Any = None, *, target: Any = None, output: OutputChoice = None
+    model: nn.Module | Callable[..., Any],
+    inputs: Any,
+    additional_forward_args: Any = None,
+    *,
+    target: Any = None,
+    output: OutputChoice = None,
 ) -> Coverage:
     """What an attribution of this model would do, and whether it would be refused.
 
@@ -127,7 +140,11 @@ def largest(output: Tensor) -> Any:
     if output.ndim < 2:
         return None
     flat = output.detach().flatten(1).argmax(1)
-    return [tuple(int(i) for i in torch.unravel_index(index, output.shape[1:])) for index in flat] if output.ndim > 2 else flat
+    return (
+        [tuple(int(i) for i in torch.unravel_index(index, output.shape[1:])) for index in flat]
+        if output.ndim > 2
+        else flat
+    )
 
 
 def rows_of(output: Tensor) -> tuple[CoverageRow, ...]:
@@ -146,11 +163,15 @@ def rows_of(output: Tensor) -> tuple[CoverageRow, ...]:
     return tuple(counted.values())
 
 
-def add(counted: dict[tuple[str, str], CoverageRow], operation: str, path: str, rules: dict[str, str], refused: str) -> None:
+def add(
+    counted: dict[tuple[str, str], CoverageRow], operation: str, path: str, rules: dict[str, str], refused: str
+) -> None:
     """Count an operation in the row of its kind and place."""
     place = re.sub(r"(?<![^.])\d+(?![^.])", "*", path)
     row = counted.get((operation, place))
-    counted[operation, place] = CoverageRow(operation, place, rules, 1, refused) if row is None else replace(row, count=row.count + 1)
+    counted[operation, place] = (
+        CoverageRow(operation, place, rules, 1, refused) if row is None else replace(row, count=row.count + 1)
+    )
 
 
 def rule_name(table: Table, node: Node) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -32,8 +32,8 @@ def prompt_inputs(
         InputError: for no prompt, an empty one, or a chat where the tokenizer has no chat template.
     """
     if isinstance(prompts, str) or is_chat(prompts):
-        prompts = [prompts]  # type: ignore[list-item]
-    rows = [row_of(tokenizer, prompt) for prompt in prompts]
+        prompts = cast(Any, [prompts])
+    rows = [row_of(tokenizer, cast(Any, prompt)) for prompt in prompts]
     empty = next((i for i, row in enumerate(rows) if not row), None)
     if not rows or empty is not None:
         raise InputError("prompts is empty" if not rows else f"prompts: number {empty} holds no token")

@@ -2,13 +2,14 @@
 
 import copy
 
-import captum_transformer_attr as cta
 import pytest
 import torch
 from captum.attr import NoiseTunnel
 from captum.testing.attr.helpers.gen_test_utils import parse_test_config
 from captum.testing.attr.helpers.test_config import config as captum_config
 from tiny_models import TinyText, TinyViT, TwoInputs, randomise
+
+import captum_transformer_attr as cta
 
 torch.manual_seed(0)
 IMAGES = torch.randn(4, 3, 8, 8)
@@ -29,21 +30,39 @@ CONFIG = [
     entry("vit_single_target", TinyViT(), {"inputs": IMAGES, "target": 1}),
     entry("vit_multi_target", TinyViT(), {"inputs": IMAGES, "target": torch.tensor([0, 3, 1, 2])}),
     entry("vit_list_target", TinyViT(), {"inputs": IMAGES, "target": [0, 3, 1, 2]}),
-    entry("vit_extra_args", TinyViT(), {"inputs": IMAGES, "additional_forward_args": (torch.rand(4, 1) + 1,), "target": [0, 1, 1, 3]}),
+    entry(
+        "vit_extra_args",
+        TinyViT(),
+        {"inputs": IMAGES, "additional_forward_args": (torch.rand(4, 1) + 1,), "target": [0, 1, 1, 3]},
+    ),
     entry("text_tuple_target", TinyText(), {"inputs": IDS, "target": (2, 7)}),
     entry("text_multi_tuple_target", TinyText(), {"inputs": IDS, "target": [(0, 1), (1, 1), (4, 19), (3, 0)]}),
     entry("two_inputs", TwoInputs(), {"inputs": (LEFT, RIGHT), "target": [0, 1, 2, 1]}),
-    entry("two_inputs_extra", TwoInputs(), {"inputs": (LEFT, RIGHT), "additional_forward_args": (torch.rand(4, 1),), "target": 1}),
-    entry("vit_noise_tunnel", TinyViT(), {"inputs": IMAGES, "target": torch.tensor([0, 3, 1, 2]), "stdevs": 0.0, "nt_samples": 2}, noise_tunnel=True),
+    entry(
+        "two_inputs_extra",
+        TwoInputs(),
+        {"inputs": (LEFT, RIGHT), "additional_forward_args": (torch.rand(4, 1),), "target": 1},
+    ),
+    entry(
+        "vit_noise_tunnel",
+        TinyViT(),
+        {"inputs": IMAGES, "target": torch.tensor([0, 3, 1, 2]), "stdevs": 0.0, "nt_samples": 2},
+        noise_tunnel=True,
+    ),
 ]
 # Captum's own models have no attention: only the class that needs none runs on its entries for gradient-based methods.
 CONFIG += [
     {**entry, "algorithms": INPUT_LEVEL}
     for entry in captum_config
-    if INPUT_LEVEL and "layer" not in entry and any(a.__name__ == "LRP" for a in entry["algorithms"]) and "verbose" not in entry["attribute_args"]
+    if INPUT_LEVEL
+    and "layer" not in entry
+    and any(a.__name__ == "LRP" for a in entry["algorithms"])
+    and "verbose" not in entry["attribute_args"]
 ]
 CASES = [
-    pytest.param(entry, algorithm, id=f"{entry['name']}-{algorithm.__name__}") for entry in CONFIG for algorithm in entry["algorithms"]
+    pytest.param(entry, algorithm, id=f"{entry['name']}-{algorithm.__name__}")
+    for entry in CONFIG
+    for algorithm in entry["algorithms"]
 ]
 
 
@@ -83,13 +102,25 @@ def test_batch_equals_its_examples(entry, algorithm):
     together = tensors(method.attribute(**arguments))
     inputs, target = arguments["inputs"], arguments.get("target")
     for i in range(len(tensors(inputs)[0])):
-        alone = {**arguments, "inputs": tuple(t[i : i + 1] for t in tensors(inputs)) if isinstance(inputs, tuple) else inputs[i : i + 1]}
+        alone = {
+            **arguments,
+            "inputs": tuple(t[i : i + 1] for t in tensors(inputs)) if isinstance(inputs, tuple) else inputs[i : i + 1],
+        }
         if isinstance(target, (list, torch.Tensor)) and len(target) > 1:
             one = target[i]
-            alone["target"] = one.item() if isinstance(one, torch.Tensor) and one.numel() == 1 else tuple(one) if isinstance(one, (tuple, torch.Tensor)) else one
+            alone["target"] = (
+                one.item()
+                if isinstance(one, torch.Tensor) and one.numel() == 1
+                else tuple(one)
+                if isinstance(one, (tuple, torch.Tensor))
+                else one
+            )
         if arguments.get("additional_forward_args") is not None:
             extra = arguments["additional_forward_args"]
-            cut = tuple(a[i : i + 1] if isinstance(a, torch.Tensor) else a for a in (extra if isinstance(extra, tuple) else (extra,)))
+            cut = tuple(
+                a[i : i + 1] if isinstance(a, torch.Tensor) else a
+                for a in (extra if isinstance(extra, tuple) else (extra,))
+            )
             alone["additional_forward_args"] = cut
         for whole, part in zip(together, tensors(method.attribute(**alone)), strict=True):
             assert whole.shape[0] == len(tensors(inputs)[0])

@@ -36,7 +36,14 @@ def test_infidelity(vit, method):
     """The score against its definition, (Σ Δ·φ − (f(x) − f(x − Δ)))², with a perturbation that is the same every time."""
     noise = torch.full_like(IMAGES, 0.1)
     heat = method(vit).attribute(IMAGES, target=1)
-    got = infidelity(ForwardWrapper(vit), lambda x: (noise[: len(x)], x - noise[: len(x)]), IMAGES, heat, target=1, n_perturb_samples=1)
+    got = infidelity(
+        ForwardWrapper(vit),
+        lambda x: (noise[: len(x)], x - noise[: len(x)]),
+        IMAGES,
+        heat,
+        target=1,
+        n_perturb_samples=1,
+    )
     with torch.no_grad():
         change = (vit(IMAGES) - vit(IMAGES - noise))[:, 1]
     want = ((noise * heat).flatten(1).sum(1) - change) ** 2
@@ -61,7 +68,9 @@ def test_noise_tunnel(vit, method, kind):
 
 
 def test_noise_tunnel_with_delta(vit):
-    heat, delta = NoiseTunnel(TransformerRelevance(vit)).attribute(IMAGES, nt_samples=2, stdevs=0.1, target=0, return_convergence_delta=True)
+    heat, delta = NoiseTunnel(TransformerRelevance(vit)).attribute(
+        IMAGES, nt_samples=2, stdevs=0.1, target=0, return_convergence_delta=True
+    )
     assert heat.shape == IMAGES.shape and delta.shape == (6,) and delta.abs().max() < 1e-3
 
 
@@ -71,7 +80,9 @@ def test_image_visualisers(vit, method):
     picture = IMAGES[0].permute(1, 2, 0).sigmoid().numpy()
     figure, _ = visualization.visualize_image_attr(heat, picture, "blended_heat_map", "all", use_pyplot=False)
     assert figure.axes
-    figure, _ = visualization.visualize_image_attr_multiple(heat, picture, ["original_image", "heat_map"], ["all", "positive"], use_pyplot=False)
+    figure, _ = visualization.visualize_image_attr_multiple(
+        heat, picture, ["original_image", "heat_map"], ["all", "positive"], use_pyplot=False
+    )
     assert len(figure.axes) >= 2
 
 
@@ -79,7 +90,9 @@ def test_text_visualiser():
     pytest.importorskip("IPython")
     ids = torch.randint(0, 20, (1, 5))
     scores = TransformerRelevance(randomise(TinyText())).attribute(ids, target=(4, 3))[0]
-    record = visualization.VisualizationDataRecord(scores / scores.abs().max(), 0.9, "a", "a", "b", scores.sum(), list("vwxyz"), 0.0)
+    record = visualization.VisualizationDataRecord(
+        scores / scores.abs().max(), 0.9, "a", "a", "b", scores.sum(), list("vwxyz"), 0.0
+    )
     assert "vwxyz"[0] in visualization.visualize_text([record]).data
 
 
@@ -101,7 +114,9 @@ def test_wrapper_unwraps_and_names_arguments():
     model = transformers.BertForSequenceClassification(config).eval()
     ids, mask = torch.randint(0, 30, (2, 4)), torch.ones(2, 4, dtype=torch.long)
     with torch.no_grad():
-        assert torch.equal(ForwardWrapper(model, keys=("input_ids", "attention_mask"))(ids, mask), model(ids, mask).logits)
+        assert torch.equal(
+            ForwardWrapper(model, keys=("input_ids", "attention_mask"))(ids, mask), model(ids, mask).logits
+        )
 
 
 def test_several_inputs_and_mapping_agree():

@@ -57,7 +57,11 @@ def test_vit_attention_gradient_and_relevance(fused):
     for block in model.blocks:
         block.attn.fused_attn = fused
     records = TransformerRelevance(model).attention_records(golden.get_tensor("images"), golden.get_tensor("targets"))
-    for field, name in (("attention", "attention"), ("gradient", "attention_gradient"), ("relevance", "attention_relevance")):
+    for field, name in (
+        ("attention", "attention"),
+        ("gradient", "attention_gradient"),
+        ("relevance", "attention_relevance"),
+    ):
         close(torch.stack([getattr(r, field) for r in records], 1), golden.get_tensor(name))
     assert [r.name for r in records] == [f"blocks.{i}.attn" for i in range(len(model.blocks))]
 
@@ -84,7 +88,11 @@ def test_bert_attention_gradient_and_relevance(implementation):
     records = TransformerRelevance(model).attention_records(inputs, golden.get_tensor("targets"))
     real = inputs["attention_mask"].double()
     real = real[:, None, None, :, None] * real[:, None, None, None, :]
-    for field, name in (("attention", "attention"), ("gradient", "attention_gradient"), ("relevance", "attention_relevance")):
+    for field, name in (
+        ("attention", "attention"),
+        ("gradient", "attention_gradient"),
+        ("relevance", "attention_relevance"),
+    ):
         close(torch.stack([getattr(r, field) for r in records], 1) * real, golden.get_tensor(name) * real)
 
 

@@ -36,7 +36,9 @@ class Watched:
         blocks = [b for stage in model.layers for b in stage.blocks]
         self.maps, self.inputs, handles = [], [], []
         for block in blocks:
-            handles.append(block.attn.softmax.register_forward_hook(lambda m, i, o: (o.retain_grad(), self.maps.append(o))[0]))
+            handles.append(
+                block.attn.softmax.register_forward_hook(lambda m, i, o: (o.retain_grad(), self.maps.append(o))[0])
+            )
             handles.append(block.norm1.register_forward_pre_hook(lambda m, i: self.inputs.append(i[0])))
         model(x)[:, target].sum().backward()
         for handle in handles:
@@ -204,14 +206,20 @@ def last_part(model, x):
 def test_bert_divides_behind_the_sum(side):
     """Post-norm: R = diag(1/σ̂)(I + Ā), σ̂ of the attention's output norm over the real tokens."""
     config = transformers.BertConfig(
-        hidden_size=16, num_attention_heads=2, intermediate_size=32, num_hidden_layers=2, vocab_size=30, attn_implementation="eager"
+        hidden_size=16,
+        num_attention_heads=2,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        vocab_size=30,
+        attn_implementation="eager",
     )
     model = randomise(transformers.BertForSequenceClassification(config)).double()
     inputs = {"input_ids": torch.randint(0, 30, (2, 6)), "attention_mask": torch.tensor([[1] * 6, [1] * 4 + [0] * 2])}
     got = TokenStatisticsRelevance(model, side=side).attribute(inputs, target=1)["input_ids"]
     seen = []
     handles = [
-        layer.attention.output.LayerNorm.register_forward_pre_hook(lambda m, i: seen.append(i[0].detach())) for layer in model.bert.encoder.layer
+        layer.attention.output.LayerNorm.register_forward_pre_hook(lambda m, i: seen.append(i[0].detach()))
+        for layer in model.bert.encoder.layer
     ]
     out = model(**inputs, output_attentions=True)
     for a in out.attentions:
@@ -232,7 +240,9 @@ def test_bert_divides_behind_the_sum(side):
 
 def test_swin_v2_divides_behind_the_attention():
     """Residual post-norm: R = I + diag(1/σ̂) Ā with the deviations of the attention branch's output."""
-    model = timm.models.SwinTransformerV2(img_size=16, patch_size=2, num_classes=5, embed_dim=8, depths=(2,), num_heads=(2,), window_size=8)
+    model = timm.models.SwinTransformerV2(
+        img_size=16, patch_size=2, num_classes=5, embed_dim=8, depths=(2,), num_heads=(2,), window_size=8
+    )
     model = randomise(model).double()
     images = IMAGES[:, :, :16, :16]
     maps, seen, handles = [], [], []

@@ -15,9 +15,9 @@ from captum_transformer_attr.evaluation.batch import Batch, runner_up
 from captum_transformer_attr.evaluation.measures import (
     ORDERS,
     CaptumMeasure,
+    Corners,
     Discriminativeness,
     Measure,
-    Corners,
     Perturbation,
     Pointing,
     Saco,

@@ -31,13 +31,15 @@ class TokenScores:
         sizes = [shape[i] for i in self.axes]
         scores = self.scores
         if list(scores.shape[1:]) != sizes:
-            full = [max(s, g * t) for s, g, t in zip(sizes, scores.shape[1:], self.stride or (0,) * len(sizes), strict=True)]
+            full = [
+                max(s, g * t) for s, g, t in zip(sizes, scores.shape[1:], self.stride or (0,) * len(sizes), strict=True)
+            ]
             method = {1: "linear", 2: "bilinear", 3: "trilinear"}[len(sizes)] if mode == "bilinear" else "nearest-exact"
             exact = scores.to(torch.promote_types(scores.dtype, torch.float32))
             wide = F.interpolate(exact[:, None], full, mode=method, align_corners=False if mode == "bilinear" else None)
             # A padded grid (an input that the patch size does not divide) reaches beyond the input.
-            inside = (slice(None), 0, *[slice(0, s) for s in sizes])
-            scores = wide[inside].to(scores.dtype)
+            inside: list[Any] = [slice(None), 0, *(slice(0, s) for s in sizes)]
+            scores = wide[tuple(inside)].to(scores.dtype)
         index: list[Any] = [slice(None), *(slice(None) if i in self.axes else None for i in range(1, len(shape)))]
         return scores[tuple(index)].expand(shape).contiguous()
 
@@ -72,13 +74,25 @@ def axes_of(layout: lay.Layout, name: str) -> tuple[int, ...]:
     return tuple(sorted(int(label.rpartition(".")[2]) for label in labels))
 
 
-def token_scores(recording: Recording, name: str, leaf: Tensor, arrived: Tensor, seen: dict[Node, Tensor], trunk: dict[Node, Tensor], at_trunk: Tensor) -> TokenScores:
+def token_scores(
+    recording: Recording,
+    name: str,
+    leaf: Tensor,
+    arrived: Tensor,
+    seen: dict[Node, Tensor],
+    trunk: dict[Node, Tensor],
+    at_trunk: Tensor,
+) -> TokenScores:
     """Scores of one input from what arrived at it (``arrived``) and at the operations that were watched (``seen``), the trunk's share taken out."""
     result = arrived - at_trunk
     if not recording.inputs.values[name].is_floating_point():
         return TokenScores(result, tuple(range(1, result.ndim)))
     batch = recording.inputs.batch
-    grids = {node: on_grid(seen[node], node.layout, name, batch) for node in candidates(recording, name) if node in seen and node.layout is not None}
+    grids = {
+        node: on_grid(seen[node], node.layout, name, batch)
+        for node in candidates(recording, name)
+        if node in seen and node.layout is not None
+    }
     sums = [arrived.flatten(1).sum(1), *(grid.flatten(1).sum(1) for grid in grids.values())]
     # Between tokens and input some may have gone astray to padding, never the other way.
     total = torch.stack(sums).abs().amax(0)
@@ -100,7 +114,11 @@ def pooled_scores(recording: Recording, name: str, values: Tensor) -> TokenScore
         return TokenScores(values.sum(-1), (1,))
     if nodes and values.ndim > 3:
         # Where no candidate was made from another one the streams of tokens begin; their finest grid is taken.
-        last = [node for node in nodes if not any(other.tag.ancestors >> node.tag.origin & 1 for other in nodes if other is not node)]
+        last = [
+            node
+            for node in nodes
+            if not any(other.tag.ancestors >> node.tag.origin & 1 for other in nodes if other is not node)
+        ]
         finest = max(last, key=lambda node: math.prod(lay.grid(node.layout, name)))
         assert finest.layout is not None
         axes = axes_of(finest.layout, name)

@@ -39,7 +39,9 @@ class BlockNorm:
 
 def block_norms(recording: Recording) -> dict[Sum, BlockNorm]:
     """The norm that belongs to every residual with an attention branch, read off the recorded graph."""
-    norms = [n for n in recording.nodes if isinstance(n, LayerNorm) or (isinstance(n, Product) and n.kind == NORMALISATION)]
+    norms = [
+        n for n in recording.nodes if isinstance(n, LayerNorm) or (isinstance(n, Product) and n.kind == NORMALISATION)
+    ]
     found: dict[Sum, BlockNorm] = {}
     for node in recording.nodes:
         if not isinstance(node, Sum) or node.trunk is None or not any(node.attends):
@@ -89,7 +91,9 @@ def deviation(norm: Node) -> Tensor:
 def attended(attention: Attention) -> Tensor:
     """Which keys any query looks at, ``(..., keys)``: padding is looked at by none."""
     if isinstance(attention, FusedAttention) and attention.mask is None:
-        return torch.ones(*attention.map_shape[:-2], attention.map_shape[-1], dtype=torch.bool, device=attention.value.device)
+        return torch.ones(
+            *attention.map_shape[:-2], attention.map_shape[-1], dtype=torch.bool, device=attention.value.device
+        )
     seen = [attention.probabilities(rows).amax(-2) > 0 for rows in attention.blocks()]
     return torch.stack(seen).any(0)
 
@@ -107,7 +111,9 @@ def relative_deviation(block: BlockNorm) -> Tensor:
         tokens = source[:-1] if isinstance(block.attention, (FusedAttention, ValueProduct)) else source
         matched = lay.aligned(keys.to(sigma.dtype), tokens, (*block.norm.layout[:-1], ()))
         present = present if matched is None else (matched.expand_as(sigma) > 0).to(sigma.dtype)
-    outer = (sigma * present).reshape(shape).sum((0, 2), keepdim=True) / present.reshape(shape).sum((0, 2), keepdim=True)
+    outer = (sigma * present).reshape(shape).sum((0, 2), keepdim=True) / present.reshape(shape).sum(
+        (0, 2), keepdim=True
+    )
     return sigma / outer.expand(shape).reshape(sigma.shape)
 
 
@@ -137,10 +143,18 @@ class StatisticsFlow(Flow):
         super().__init__(weights, active, terminals, trunk_only, False)
         self.rules = RULES
         self.neutral = neutral
-        self.blocks, self.statistics, self.side, self.merging_layers, self.starts = blocks, statistics, side, merging_layers, starts
+        self.blocks, self.statistics, self.side, self.merging_layers, self.starts = (
+            blocks,
+            statistics,
+            side,
+            merging_layers,
+            starts,
+        )
         active_blocks = [b for b in blocks.values() if b.attention in self.active or trunk_only]
         # In front of an attention only the branch is divided; elsewhere everything that passes the norm.
-        self.dividing = {} if side == "none" else {b.norm: b for b in active_blocks if b.place != BEFORE or side == "key"}
+        self.dividing = (
+            {} if side == "none" else {b.norm: b for b in active_blocks if b.place != BEFORE or side == "key"}
+        )
 
     def sigma(self, block: BlockNorm) -> Tensor:
         if block.norm not in self.statistics:
@@ -161,7 +175,12 @@ class StatisticsFlow(Flow):
 
     def factors(self, node: Sum) -> tuple[Tensor, Tensor] | None:
         block = self.blocks.get(node)
-        if block is None or block.place != BEFORE or self.side not in ("query", "row") or block.attention not in self.active:
+        if (
+            block is None
+            or block.place != BEFORE
+            or self.side not in ("query", "row")
+            or block.attention not in self.active
+        ):
             return None
         sigma = self.sigma(block)
         if self.side == "query":
@@ -189,7 +208,9 @@ def linear(node: Linear, r: Tensor, signal: Any) -> Grads:
         return flat_linear(node, r, signal)
     size = node.x.abs()
     total = size.sum(-1, keepdim=True)
-    return (r.sum(-1, keepdim=True) * torch.where(total == 0, 1 / size.shape[-1], size / torch.where(total == 0, 1, total)),)
+    return (
+        r.sum(-1, keepdim=True) * torch.where(total == 0, 1 / size.shape[-1], size / torch.where(total == 0, 1, total)),
+    )
 
 
 RULES: dict[type[Node], Any] = {**TABLE, Norm: norm, Product: product, Linear: linear}

@@ -114,7 +114,9 @@ def residual(node: Sum, r: Tensor, signal: Flow) -> Grads:
         # input (a projected shortcut) or two read-outs averaged after the attentions share it.
         inputs = node.tags[0].ancestors & node.tags[1].ancestors & INPUTS
         same = common_root(*node.tags) >= 0
-        attentions = node.tags[0].attention > 0 and not same and not (node.tags[0].carried | node.tags[1].carried) & INPUTS
+        attentions = (
+            node.tags[0].attention > 0 and not same and not (node.tags[0].carried | node.tags[1].carried) & INPUTS
+        )
         share = r if attentions or (node.tags[0].attention == 0 and not inputs) else r / 2
         shares: list[Tensor | None] = [share, share]
     else:
@@ -143,7 +145,13 @@ def take_second_identity(node: Sum, r: Tensor, signal: Flow) -> None:
     assert node.fork is not None and node.branch is not None
     recorder.signal = Flow(signal.weights, (), signal.terminals, trunk_only=True)
     try:
-        (second,) = torch.autograd.grad(node.branch, (recorder.edges[node.fork],), unbroadcast(r, node.branch.shape), retain_graph=True, allow_unused=True)
+        (second,) = torch.autograd.grad(
+            node.branch,
+            (recorder.edges[node.fork],),
+            unbroadcast(r, node.branch.shape),
+            retain_graph=True,
+            allow_unused=True,
+        )
     finally:
         recorder.signal = signal
     if second is not None:

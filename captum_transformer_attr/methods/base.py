@@ -53,12 +53,20 @@ class TransformerAttribution(GradientAttribution):  # type: ignore[misc]
         """
         raise NotImplementedError(f"{type(self).__name__} has no asynchronous variant; call attribute")
 
-    def explain(self, inputs: Inputs, target: Any, compute: Callable[[Recording], Result], join: Callable[[list[Result]], Result]) -> Result:
+    def explain(
+        self,
+        inputs: Inputs,
+        target: Any,
+        compute: Callable[[Recording], Result],
+        join: Callable[[list[Result]], Result],
+    ) -> Result:
         """Record the forward, select the target and compute; example by example where a batch cannot be followed."""
         try:
             return self.once(inputs, target, compute)
         except LayoutLostError:
-            results = [self.once(inputs.example(i), target_of(target, i, inputs.batch), compute) for i in range(inputs.batch)]
+            results = [
+                self.once(inputs.example(i), target_of(target, i, inputs.batch), compute) for i in range(inputs.batch)
+            ]
             return join(results)
 
     def explain_each(
@@ -88,7 +96,10 @@ class TransformerAttribution(GradientAttribution):  # type: ignore[misc]
             return [join(list(results)) for results in zip(*alone, strict=True)]
 
     def once(self, inputs: Inputs, target: Any, compute: Callable[[Recording], Result]) -> Result:
-        shapes = tuple((n, tuple(v.shape), v.dtype) if isinstance(v, Tensor) else (n, str(v)[:80]) for n, v in inputs.values.items())
+        shapes = tuple(
+            (n, tuple(v.shape), v.dtype) if isinstance(v, Tensor) else (n, str(v)[:80])
+            for n, v in inputs.values.items()
+        )
         signature = (id(self.forward_func), shapes)
         verify = signature not in self._verified
         with recorded(self.forward_func, inputs, self.output, verify, self._constants, self.tap) as recording:
@@ -117,7 +128,9 @@ def finished(tensor: Tensor, like: Tensor | None = None) -> Tensor:
         UnsupportedModelError: if the result is not finite.
     """
     if not bool(torch.isfinite(tensor).all()):
-        raise UnsupportedModelError("the relevance is not finite: activations of this model overflow or cancel exactly; try float64 (model.double())")
+        raise UnsupportedModelError(
+            "the relevance is not finite: activations of this model overflow or cancel exactly; try float64 (model.double())"
+        )
     dtype = like.dtype if like is not None and like.is_floating_point() else tensor.dtype
     return tensor.detach().to(dtype).contiguous()
 

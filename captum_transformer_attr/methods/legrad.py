@@ -103,7 +103,7 @@ def standing_in(function: Any, path: str, tokens: Tensor) -> Iterator[Tensor]:
 def positive_mean(maps: Maps, node: Attention) -> Tensor:
     """Positive part of ∇A averaged over queries and divided by the number of heads, ``(..., heads, keys)``; masked
     pairs take no part."""
-    total, attended = 0, 0
+    total = attended = node.value.new_zeros(())
     for rows in node.blocks():
         visible = node.probabilities(rows) > 0
         total = total + torch.where(visible, maps.gradient(node, rows).clamp(min=0), 0).sum(-2)

@@ -70,7 +70,9 @@ def collect_records(recording: Recording, with_relevance: bool) -> AttentionReco
         arrived = maps.collect_relevance(deep_taylor(), [*blocks.values(), *recording.inputs.leaves.values()])
         recording.recorder.accounting = False
         by_layer = {path: per_token(r, tag_of(t)) for (path, t), r in zip(blocks.items(), arrived, strict=False)}
-        share = {path: r.to(recording.selected.dtype) for path, r in recording.recorder.absorbed.items() if bool(r.any())}
+        share = {
+            path: r.to(recording.selected.dtype) for path, r in recording.recorder.absorbed.items() if bool(r.any())
+        }
     batch = recording.inputs.batch
     records = tuple(record_of(recording, maps, node, batch, with_relevance) for node in recording.attentions)
     return AttentionRecords(records, by_layer, share)

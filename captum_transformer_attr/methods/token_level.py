@@ -62,7 +62,11 @@ class TokenAttribution(TransformerAttribution):
     needs_relevance = False
 
     def __init__(
-        self, model: nn.Module | Callable[..., Any], start_layer: int = 0, normalize: bool = False, output: OutputChoice = None
+        self,
+        model: nn.Module | Callable[..., Any],
+        start_layer: int = 0,
+        normalize: bool = False,
+        output: OutputChoice = None,
     ) -> None:
         TransformerAttribution.__init__(self, model, output)
         self.start_layer, self.normalize = start_layer, normalize
@@ -102,7 +106,12 @@ class TokenAttribution(TransformerAttribution):
         given = parsed(inputs, additional_forward_args)
         scored = self.scored(given, target, return_convergence_delta)
         shapes = {name: given.values[name].shape for name in scored.tokens}
-        result = given.pack({name: finished(t.spread(shapes[name], interpolate), given.values[name]) for name, t in scored.tokens.items()})
+        result = given.pack(
+            {
+                name: finished(t.spread(shapes[name], interpolate), given.values[name])
+                for name, t in scored.tokens.items()
+            }
+        )
         return (result, scored.delta) if return_convergence_delta else result
 
     def attribute_tokens(self, inputs: Any, target: Any = None, additional_forward_args: Any = None) -> Any:
@@ -141,13 +150,17 @@ class TokenAttribution(TransformerAttribution):
         found = self.explain_each(given, targets, lambda recording: self.score(recording, False), join_scored)
         return [given.pack({n: finished(t.scores, given.values[n]) for n, t in s.tokens.items()}) for s in found]
 
-    def attention_records(self, inputs: Any, target: Any = None, additional_forward_args: Any = None) -> AttentionRecords:
+    def attention_records(
+        self, inputs: Any, target: Any = None, additional_forward_args: Any = None
+    ) -> AttentionRecords:
         """What was recorded on the way: one record per attention call, and the relevance of every block's output.
 
         Costs the N × N maps it returns. Arguments as in ``attribute``.
         """
         given = parsed(inputs, additional_forward_args)
-        return self.explain(given, target, lambda recording: collect_records(recording, self.needs_relevance), join_records)
+        return self.explain(
+            given, target, lambda recording: collect_records(recording, self.needs_relevance), join_records
+        )
 
     # ------------------------------------------------------------------ computation
     def scored(self, inputs: Inputs, target: Any, delta: bool) -> Scored:
@@ -170,11 +183,14 @@ class TokenAttribution(TransformerAttribution):
         passed, trunk = self.roll_out(recording, maps, leaves, watched)
         (arrived, seen), (at_trunk, trunk_seen) = (passed.arrived, passed.seen), (trunk.arrived, trunk.seen)
         tokens = {
-            name: token_scores(recording, name, leaves[i], arrived[i], seen, trunk_seen, at_trunk[i]) for i, name in enumerate(names)
+            name: token_scores(recording, name, leaves[i], arrived[i], seen, trunk_seen, at_trunk[i])
+            for i, name in enumerate(names)
         }
         return Scored(tokens, lost)
 
-    def roll_out(self, recording: Recording, maps: Maps, leaves: list[Tensor], watched: Collection[Node]) -> tuple[Passed, Passed]:
+    def roll_out(
+        self, recording: Recording, maps: Maps, leaves: list[Tensor], watched: Collection[Node]
+    ) -> tuple[Passed, Passed]:
         """What the attention weights bring to the inputs, and the share of it that is only the identity of the read-out rows."""
 
         def flow(active: list[Attention], trunk_only: bool) -> Passed:
@@ -220,7 +236,8 @@ class TokenAttribution(TransformerAttribution):
 
 def join_scored(results: list[Scored]) -> Scored:
     tokens = {
-        name: TokenScores(torch.cat([r.tokens[name].scores for r in results]), first.axes, first.stride) for name, first in results[0].tokens.items()
+        name: TokenScores(torch.cat([r.tokens[name].scores for r in results]), first.axes, first.stride)
+        for name, first in results[0].tokens.items()
     }
     deltas = [r.delta for r in results]
     return Scored(tokens, torch.cat([d for d in deltas if d is not None]) if deltas[0] is not None else None)
@@ -233,7 +250,9 @@ def active_attentions(attentions: list[Attention], start_layer: int) -> list[Att
         InputError: if there are not as many.
     """
     if not -len(attentions) <= start_layer < len(attentions):
-        raise InputError(f"start_layer={start_layer}: the model has {len(attentions)} attention calls on the way to this output")
+        raise InputError(
+            f"start_layer={start_layer}: the model has {len(attentions)} attention calls on the way to this output"
+        )
     return attentions[start_layer:]
 
 
@@ -246,4 +265,3 @@ def terminal_sums(recording: Recording) -> list[Sum]:
         and any(node.attends)
         and not any(a.tag.ancestors >> node.tag.origin & 1 for a in recording.attentions)
     ]
-

@@ -88,7 +88,18 @@ class TokenStatisticsRelevance(TokenAttribution):
     def flow(self, recording: Recording, weights: Weights, active: list[Attention], trunk_only: bool) -> StatisticsFlow:
         merging = merging_layers(recording) if self.merging == "activation" else set()
         terminals = terminal_sums(recording)
-        return StatisticsFlow(weights, active, terminals, trunk_only, self._blocks, self._statistics, self.side, merging, self._starts, self.statistic == "none")
+        return StatisticsFlow(
+            weights,
+            active,
+            terminals,
+            trunk_only,
+            self._blocks,
+            self._statistics,
+            self.side,
+            merging,
+            self._starts,
+            self.statistic == "none",
+        )
 
 
 def start_weights(recording: Recording) -> dict[Sum, Tensor]:

@@ -93,13 +93,24 @@ class FusedAttention(Attention):
     key: Tensor
     y: Tensor
 
-    def __init__(self, mask: Tensor | None, causal: bool, scale: float, live: tuple[bool, bool, bool], constants: tuple[Tensor, ...]) -> None:
+    def __init__(
+        self,
+        mask: Tensor | None,
+        causal: bool,
+        scale: float,
+        live: tuple[bool, bool, bool],
+        constants: tuple[Tensor, ...],
+    ) -> None:
         self.mask, self.causal, self.scale, self.live, self.constants = mask, causal, scale, live, constants
 
     def forward(self, *live: Tensor) -> Tensor:
         given = iter(live)
-        query, key, value = (next(given) if alive else constant for alive, constant in zip(self.live, self.constants, strict=True))
-        y = F.scaled_dot_product_attention(query, key, value, attn_mask=self.mask, is_causal=self.causal, scale=self.scale)
+        query, key, value = (
+            next(given) if alive else constant for alive, constant in zip(self.live, self.constants, strict=True)
+        )
+        y = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=self.mask, is_causal=self.causal, scale=self.scale
+        )
         for name, tensor in (("query", query), ("key", key), ("value", value), ("y", y)):
             self.keep(name, tensor)
         return y
@@ -167,7 +178,9 @@ class Softmax(LocalNode):
 def softmax_handler(name: str) -> Any:
     function = getattr(torch, name)
 
-    def handler(recorder: Recorder, input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: Any = None, **_: Any) -> Any:
+    def handler(
+        recorder: Recorder, input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: Any = None, **_: Any
+    ) -> Any:
         node = Softmax()
         dim = dim if dim is not None else (0 if input.ndim in (0, 1, 3) else 1)
         node.function = lambda x: function(x, dim, dtype=dtype)
@@ -220,7 +233,9 @@ def scaled_dot_product_attention(
         with recorder:
             scores = query @ key.transpose(-1, -2) * scale
             if attn_mask is not None:
-                scores = scores.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
+                scores = (
+                    scores.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
+                )
             return scores.softmax(-1) @ value
     node = FusedAttention(attn_mask, is_causal, scale, live, tuple(t.detach() for t in operands))
     found = [t for t in map(tag_of, operands) if t is not None]
@@ -234,6 +249,11 @@ def scaled_dot_product_attention(
     node.query_tag, node.key_tag = tq, tag_of(key)
     depth = max(t.attention for t in found) + 1
     out = recorder.run(
-        node, *(t for t in operands if t.requires_grad), layout=layout, attention=depth, weighted=min(t.weighted for t in found) + 1, carried=0
+        node,
+        *(t for t in operands if t.requires_grad),
+        layout=layout,
+        attention=depth,
+        weighted=min(t.weighted for t in found) + 1,
+        carried=0,
     )
     return out

@@ -43,11 +43,15 @@ class MatMul(Node):
         return unbroadcast(a, self.a.shape), unbroadcast(b, self.b.shape)
 
 
-def product_layout(a: Tag | None, b: Tag | None, left: Tensor, right: Tensor, shape: tuple[int, ...]) -> lay.Layout | None:
+def product_layout(
+    a: Tag | None, b: Tag | None, left: Tensor, right: Tensor, shape: tuple[int, ...]
+) -> lay.Layout | None:
     la, lb = (a.layout if a else None), (b.layout if b else None)
     if la is None or lb is None:
         return None
-    batch = lay.broadcast([(la[:-2], left.shape[:-2]), (lb[:-2], right.shape[:-2])], shape[:-2]) if len(shape) > 2 else ()
+    batch = (
+        lay.broadcast([(la[:-2], left.shape[:-2]), (lb[:-2], right.shape[:-2])], shape[:-2]) if len(shape) > 2 else ()
+    )
     return None if batch is None else (*batch, la[-2], lb[-1])
 
 
@@ -75,7 +79,9 @@ def matmul(recorder: Recorder, a: Tensor, b: Tensor) -> Any:
     return recorder.run(MatMul(), a, b, layout=layout, weighted=weighted, role=tags.SCORES)
 
 
-def attend(recorder: Recorder, node: ValueProduct, probability: Tensor, value: Tensor, layout: lay.Layout | None, weighted: int) -> Tensor:
+def attend(
+    recorder: Recorder, node: ValueProduct, probability: Tensor, value: Tensor, layout: lay.Layout | None, weighted: int
+) -> Tensor:
     """Attention times values. Attention over channels (XCiT, DaViT) mixes no tokens and does not count as an attention."""
     tag = tag_of(value)
     found = lay.labels(tag.layout) if tag else []
@@ -84,11 +90,21 @@ def attend(recorder: Recorder, node: ValueProduct, probability: Tensor, value: T
     node.query_tag, node.key_tag = p, tag
     depth = max(t.attention for t in (p, tag) if t)
     carried = tag.carried if tag and node.over_channels else 0
-    return recorder.run(node, probability, value, layout=layout, weighted=weighted, attention=depth + (not node.over_channels), carried=carried)
+    return recorder.run(
+        node,
+        probability,
+        value,
+        layout=layout,
+        weighted=weighted,
+        attention=depth + (not node.over_channels),
+        carried=carried,
+    )
 
 
 @handles("baddbmm")
-def baddbmm(recorder: Recorder, input: Tensor, batch1: Tensor, batch2: Tensor, *, beta: float = 1, alpha: float = 1) -> Any:
+def baddbmm(
+    recorder: Recorder, input: Tensor, batch1: Tensor, batch2: Tensor, *, beta: float = 1, alpha: float = 1
+) -> Any:
     with recorder:
         product = torch.bmm(batch1, batch2)
         product = product if alpha == 1 else product * alpha
@@ -100,7 +116,9 @@ def einsum(recorder: Recorder, equation: Any, *operands: Any) -> Any:
     """Two operands become permutations, reshapes and one matrix product; more are contracted from left to right."""
     if not isinstance(equation, str):
         return NotImplemented
-    tensors: list[Tensor] = list(operands[0]) if len(operands) == 1 and isinstance(operands[0], (list, tuple)) else list(operands)
+    tensors: list[Tensor] = (
+        list(operands[0]) if len(operands) == 1 and isinstance(operands[0], (list, tuple)) else list(operands)
+    )
     terms, result = explicit(equation, [t.ndim for t in tensors])
     if any(len(set(term)) != len(term) for term in terms):
         return NotImplemented
@@ -110,7 +128,9 @@ def einsum(recorder: Recorder, equation: Any, *operands: Any) -> Any:
             return contract_one(left, result, x)
         for k in range(1, len(terms)):
             needed = set(result).union(*terms[k + 1 :]) if k + 1 < len(terms) else set(result)
-            target = result if k + 1 == len(terms) else "".join(dict.fromkeys(c for c in left + terms[k] if c in needed))
+            target = (
+                result if k + 1 == len(terms) else "".join(dict.fromkeys(c for c in left + terms[k] if c in needed))
+            )
             x = contract_two(left, terms[k], target, x, tensors[k])
             left = target
         return x
@@ -124,7 +144,10 @@ def explicit(equation: str, ndims: list[int]) -> tuple[list[str], str]:
     spare = [c for c in "ABCDEFGHIJKLMNOPQRSTUVWXYZ" if c not in equation]
     longest = max((n - len(t.replace("...", "")) for t, n in zip(terms, ndims, strict=True) if "..." in t), default=0)
     rest = "".join(spare[:longest])
-    terms = [t.replace("...", rest[longest - (n - len(t.replace("...", ""))) :] if "..." in t else "") for t, n in zip(terms, ndims, strict=True)]
+    terms = [
+        t.replace("...", rest[longest - (n - len(t.replace("...", ""))) :] if "..." in t else "")
+        for t, n in zip(terms, ndims, strict=True)
+    ]
     if arrow:
         return terms, result.replace("...", rest)
     letters = "".join(terms)
@@ -154,14 +177,23 @@ def contract_two(a: str, b: str, result: str, x: Tensor, y: Tensor) -> Tensor:
     inner = [c for c in a if c in b and c not in result]
     rows = [c for c in a if c not in b]
     columns = [c for c in b if c not in a]
-    size = {**dict(zip(b, y.shape, strict=True)), **{c: n for c, n in zip(a, x.shape, strict=True) if n != 1 or c not in b}}
+    size = {
+        **dict(zip(b, y.shape, strict=True)),
+        **{c: n for c, n in zip(a, x.shape, strict=True) if n != 1 or c not in b},
+    }
     if not inner and not rows and not columns:
-        return contract_one(a, "".join(batch), x).mul(contract_one(b, "".join(batch), y)).permute([batch.index(c) for c in result])
+        return (
+            contract_one(a, "".join(batch), x)
+            .mul(contract_one(b, "".join(batch), y))
+            .permute([batch.index(c) for c in result])
+        )
 
     def arrange(t: Tensor, term: str, *groups: list[str]) -> Tensor:
         t = t.permute([term.index(c) for group in (batch, *groups) for c in group])
         lead = t.shape[: len(batch)]
-        sizes = [torch.Size([t.shape[term_position] for term_position in span]).numel() for span in spans(len(batch), groups)]
+        sizes = [
+            torch.Size([t.shape[term_position] for term_position in span]).numel() for span in spans(len(batch), groups)
+        ]
         return t.reshape(*lead, *sizes)
 
     product = arrange(x, a, rows, inner) @ arrange(y, b, inner, columns)

@@ -67,7 +67,9 @@ def rule_for_module(module: nn.Module) -> CustomRule | None:
     return next((RULES[cls] for cls in type(module).__mro__ if cls in RULES), None) if RULES else None
 
 
-def register_rule(module: type[nn.Module], relevance: str | RelevanceRule = "identity", flow: str | RelevanceRule = "identity") -> None:
+def register_rule(
+    module: type[nn.Module], relevance: str | RelevanceRule = "identity", flow: str | RelevanceRule = "identity"
+) -> None:
     """Teach the engine a module class: it becomes one operation, whatever happens inside it.
 
     Args:
@@ -97,5 +99,3 @@ def register_rule(module: type[nn.Module], relevance: str | RelevanceRule = "ide
 def unregister_rule(module: type[nn.Module]) -> None:
     """Forget a registered rule; unknown classes are ignored."""
     RULES.pop(module, None)
-
-

@@ -78,7 +78,9 @@ def scaled(recorder: Recorder, x: Any, factor: Any, divide: bool = False) -> Any
     tag = tag_of(x)
     shape = torch.broadcast_shapes(x.shape, factor.shape) if isinstance(factor, Tensor) else x.shape
     layout = lay.broadcast([(tag.layout, x.shape)], shape) if tag else None
-    kept: dict[str, Any] = {"role": tag.role, "root": tag.root if tag.root >= 0 else tag.origin, "sum_of": tag.sum_of} if tag else {}
+    kept: dict[str, Any] = (
+        {"role": tag.role, "root": tag.root if tag.root >= 0 else tag.origin, "sum_of": tag.sum_of} if tag else {}
+    )
     return recorder.run(Scale(factor, divide), x, layout=layout, **kept)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -39,13 +38,17 @@ class Embedding(Node):
 
 
 @handles("embedding")
-def embedding(recorder: Recorder, input: Tensor, weight: Tensor, padding_idx: Any = None, *args: Any, **kwargs: Any) -> Any:
+def embedding(
+    recorder: Recorder, input: Tensor, weight: Tensor, padding_idx: Any = None, *args: Any, **kwargs: Any
+) -> Any:
     handle = getattr(input, HANDLE, None)
     if handle is None:
         return F.embedding(input, weight, padding_idx, *args, **kwargs)
     if input.numel() and not 0 <= int(input.min()) <= int(input.max()) < weight.shape[0]:
         worst = int(input.max()) if int(input.max()) >= weight.shape[0] else int(input.min())
-        raise InputError(f"inputs: token id {worst} is not in the vocabulary of module '{recorder.path}' (0 to {weight.shape[0] - 1})")
+        raise InputError(
+            f"inputs: token id {worst} is not in the vocabulary of module '{recorder.path}' (0 to {weight.shape[0] - 1})"
+        )
     tag = tag_of(handle)
     layout = None
     if tag is not None and tag.layout is not None:

@@ -185,7 +185,9 @@ def linear(recorder: Recorder, input: Tensor, weight: Tensor, bias: Tensor | Non
     tag = tag_of(input)
     if tag is not None and tag.layout is not None:
         found = lay.labels(tag.layout)
-        node.mixes_tokens = bool(found[-1]) and lay.FEATURE not in found[-1] and any(lay.FEATURE in f for f in found[:-1])
+        node.mixes_tokens = (
+            bool(found[-1]) and lay.FEATURE not in found[-1] and any(lay.FEATURE in f for f in found[:-1])
+        )
     return recorder.run(node, input, **after_linear(input, last_axis_to_features(input, weight.shape[0])))
 
 
@@ -210,7 +212,9 @@ def constant_product(recorder: Recorder, a: Tensor, b: Tensor) -> Tensor:
         full = lay.broadcast([(tag.layout, x.shape)], (*shape, *x.shape[-2:]))
         if full is not None:
             sizes = (*shape, a.shape[-2], b.shape[-1])
-            changed = full[:-2] + ((lay.axis(lay.MIXED, sizes[-2]), full[-1]) if left else (full[-2], lay.axis(lay.FEATURE, sizes[-1])))
+            changed = full[:-2] + (
+                (lay.axis(lay.MIXED, sizes[-2]), full[-1]) if left else (full[-2], lay.axis(lay.FEATURE, sizes[-1]))
+            )
             layout = changed
     node = ConstantProduct(weight, left)
     return recorder.run(node, x, **after_linear(x, layout))
@@ -276,7 +280,11 @@ def transposed_handler(dims: int) -> Any:
         groups: int = 1,
         dilation: Any = 1,
     ) -> Any:
-        geometry = tuple(per_axis(v, dims) for v in (stride, padding, dilation)) + (True, per_axis(output_padding, dims), groups)
+        geometry = tuple(per_axis(v, dims) for v in (stride, padding, dilation)) + (
+            True,
+            per_axis(output_padding, dims),
+            groups,
+        )
         return convolve(recorder, input, weight, bias, geometry)
 
     return handler
@@ -305,7 +313,16 @@ def dims_of(x: Tensor, dim: Any) -> tuple[int, ...]:
 def reduction(name: str) -> Any:
     function = getattr(torch, name)
 
-    def handler(recorder: Recorder, input: Tensor, *args: Any, dim: Any = None, keepdim: bool = False, dtype: Any = None, axis: Any = None, keepdims: Any = None) -> Any:
+    def handler(
+        recorder: Recorder,
+        input: Tensor,
+        *args: Any,
+        dim: Any = None,
+        keepdim: bool = False,
+        dtype: Any = None,
+        axis: Any = None,
+        keepdims: Any = None,
+    ) -> Any:
         dim = dim if dim is not None else axis
         if args:
             if len(args) > 1 and not isinstance(args[1], bool):
@@ -325,7 +342,9 @@ def reduction(name: str) -> Any:
         # A mean that keeps its axes may centre a normalisation written by hand; remember whose mean it is.
         role = tags.MEAN if name == "mean" and keepdim else tags.PLAIN
         root = tag.origin if tag and role == tags.MEAN else -1
-        return pool(recorder, input, lambda x: function(x, dims, keepdim=keepdim, dtype=dtype), layout, role=role, root=root)
+        return pool(
+            recorder, input, lambda x: function(x, dims, keepdim=keepdim, dtype=dtype), layout, role=role, root=root
+        )
 
     return handler
 
@@ -342,7 +361,14 @@ def fixed_pooling(recorder: Recorder, function: Any, input: Tensor, *args: Any, 
     before = tag.stride if tag and tag.stride else (1,) * (len(shape) - 2)
     sizes = zip(before, input.shape[2:], shape[2:], strict=False)
     stride = tuple(b * max(1, round(i / o)) for b, i, o in sizes)
-    return pool(recorder, input, lambda x: function(x, *args, **kwargs), layout, stride=stride, weighted=(tag.weighted if tag else 0) + 1)
+    return pool(
+        recorder,
+        input,
+        lambda x: function(x, *args, **kwargs),
+        layout,
+        stride=stride,
+        weighted=(tag.weighted if tag else 0) + 1,
+    )
 
 
 def register_pooling(function: Any) -> None:
@@ -353,6 +379,13 @@ def register_pooling(function: Any) -> None:
         return fixed_pooling(recorder, function, input, *args, **kwargs)
 
 
-for _function in (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d, F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d):
+for _function in (
+    F.avg_pool1d,
+    F.avg_pool2d,
+    F.avg_pool3d,
+    F.adaptive_avg_pool1d,
+    F.adaptive_avg_pool2d,
+    F.adaptive_avg_pool3d,
+):
     register_pooling(_function)
 register_pooling(F.interpolate)

@@ -55,7 +55,11 @@ class LayerNorm(Norm):
         return y
 
     def deviation(self) -> Tensor:
-        second = self.x.var(self.dims, correction=0, keepdim=True) if self.centre else self.x.square().mean(self.dims, keepdim=True)
+        second = (
+            self.x.var(self.dims, correction=0, keepdim=True)
+            if self.centre
+            else self.x.square().mean(self.dims, keepdim=True)
+        )
         return (second + (torch.finfo(self.x.dtype).eps if self.eps is None else self.eps)).sqrt()
 
     def frozen_gradient(self, g: Tensor) -> Tensor:
@@ -66,7 +70,11 @@ class LayerNorm(Norm):
         if self.centre:
             moments = torch.native_layer_norm(self.x, self.normalized_shape, None, None, self.eps)[1:]
             backward = torch.ops.aten.native_layer_norm_backward
-            return (backward(g.contiguous(), self.x, self.normalized_shape, *moments, self.weight, None, [True, False, False])[0],)
+            return (
+                backward(
+                    g.contiguous(), self.x, self.normalized_shape, *moments, self.weight, None, [True, False, False]
+                )[0],
+            )
         deviation = self.deviation()
         normal = self.x / deviation
         g = g if self.weight is None else g * self.weight
@@ -157,7 +165,13 @@ def normalise(recorder: Recorder, node: Norm, x: Tensor) -> Tensor:
 
 @handles("layer_norm")
 def layer_norm(
-    recorder: Recorder, input: Tensor, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5, cudnn_enable: bool = True
+    recorder: Recorder,
+    input: Tensor,
+    normalized_shape: Any,
+    weight: Any = None,
+    bias: Any = None,
+    eps: float = 1e-5,
+    cudnn_enable: bool = True,
 ) -> Any:
     if any(isinstance(t, Tensor) and t.requires_grad for t in (weight, bias)):
         return NotImplemented
@@ -188,7 +202,9 @@ def batch_norm(
 
 
 @handles("group_norm")
-def group_norm(recorder: Recorder, input: Tensor, num_groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5, *_: Any) -> Any:
+def group_norm(
+    recorder: Recorder, input: Tensor, num_groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5, *_: Any
+) -> Any:
     return normalise(recorder, GroupNorm(num_groups, weight, bias, eps), input)
 
 
@@ -229,7 +245,12 @@ def statistic_handler(name: str, function: Any) -> Any:
     return handler
 
 
-for _name, _function in (("norm", torch.norm), ("var", torch.var), ("std", torch.std), ("vector_norm", torch.linalg.vector_norm)):
+for _name, _function in (
+    ("norm", torch.norm),
+    ("var", torch.var),
+    ("std", torch.std),
+    ("vector_norm", torch.linalg.vector_norm),
+):
     handles(_name, f"linalg_{_name}")(statistic_handler(_name, _function))
 
 

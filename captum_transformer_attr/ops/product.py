@@ -89,13 +89,25 @@ def product(recorder: Recorder, a: Tensor, b: Tensor, divide: bool = False) -> T
     shape = torch.broadcast_shapes(a.shape, b.shape)
     layout = lay.broadcast([(ta.layout, a.shape), (tb.layout, b.shape)], shape)
     roles = {ta.role, tb.role}
-    role = tags.STATISTIC if roles == {tags.STATISTIC} else tags.PROBABILITY if ta.role == tags.PROBABILITY and divide else tags.PLAIN
+    role = (
+        tags.STATISTIC
+        if roles == {tags.STATISTIC}
+        else tags.PROBABILITY
+        if ta.role == tags.PROBABILITY and divide
+        else tags.PLAIN
+    )
     if divide and ta.role == tags.SCORES:
         role = tags.SCORES
     if kind == ACTIVATION:
         role = tags.ACTIVATED
     return recorder.run(
-        Product(kind, signal, divide), a, b, layout=layout, role=role, root=common_root(ta, tb), weighted=content_weight(ta, tb, signal),
+        Product(kind, signal, divide),
+        a,
+        b,
+        layout=layout,
+        role=role,
+        root=common_root(ta, tb),
+        weighted=content_weight(ta, tb, signal),
         **({} if signal is None else {"carried": (ta, tb)[signal].carried}),
     )
 

@@ -116,7 +116,11 @@ def is_bias(constant: Tensor, shape: torch.Size, layout: lay.Layout | None) -> b
     if constant.numel() == 1 or constant.ndim <= 1:
         return True
     found = lay.labels(layout) if layout else [{lay.BATCH}, *({lay.MIXED} for _ in shape[2:]), {lay.FEATURE}]
-    tokens = [i - len(shape) for i, (label, size) in enumerate(zip(found, shape, strict=False)) if size > 1 and not label & {lay.BATCH, lay.FEATURE}]
+    tokens = [
+        i - len(shape)
+        for i, (label, size) in enumerate(zip(found, shape, strict=False))
+        if size > 1 and not label & {lay.BATCH, lay.FEATURE}
+    ]
     varies = any(constant.ndim >= -i and constant.shape[i] > 1 for i in tokens)
     return bool(tokens) and not varies
 
@@ -129,7 +133,11 @@ def add_constant(recorder: Recorder, x: Tensor, constant: Any) -> Tensor:
     shape = torch.broadcast_shapes(x.shape, constant.shape)
     layout = lay.broadcast([(tag.layout, x.shape)], shape) if tag else None
     node = ConstantSum(constant, ignored=scores or is_bias(constant, shape, layout))
-    kept = {"role": tag.role, "root": tag.root if tag.root >= 0 or not constant.numel() == 1 else tag.origin} if tag else {}
+    kept = (
+        {"role": tag.role, "root": tag.root if tag.root >= 0 or not constant.numel() == 1 else tag.origin}
+        if tag
+        else {}
+    )
     return recorder.run(node, x, layout=layout, **kept)
 
 

@@ -48,7 +48,9 @@ def contribute(recorder: Recorder, input: Tensor, source: Tensor, place: Callabl
 
 
 @handles("index_add", "index_add_")
-def index_add(recorder: Recorder, input: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: float = 1) -> Tensor:
+def index_add(
+    recorder: Recorder, input: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: float = 1
+) -> Tensor:
     with recorder:
         source = source if alpha == 1 else source * alpha
     return contribute(recorder, input, source, lambda zeros, s: zeros.index_add(dim, index, s))
@@ -60,7 +62,9 @@ def scatter_add(recorder: Recorder, input: Tensor, dim: int, index: Tensor, src:
 
 
 @handles("scatter_reduce", "scatter_reduce_")
-def scatter_reduce(recorder: Recorder, input: Tensor, dim: int, index: Tensor, src: Tensor, reduce: str, *, include_self: bool = True) -> Any:
+def scatter_reduce(
+    recorder: Recorder, input: Tensor, dim: int, index: Tensor, src: Tensor, reduce: str, *, include_self: bool = True
+) -> Any:
     if reduce != "sum" or not include_self:
         return NotImplemented
     return scatter_add(recorder, input, dim, index, src)

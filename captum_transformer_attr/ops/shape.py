@@ -10,7 +10,7 @@ from torch import Tensor
 
 from captum_transformer_attr.recording import layout as lay
 from captum_transformer_attr.recording import tags
-from captum_transformer_attr.recording.node import Grads, LocalNode
+from captum_transformer_attr.recording.node import LocalNode
 from captum_transformer_attr.recording.recorder import LAYOUTS, Recorder, handles, tensors_in
 from captum_transformer_attr.recording.tags import tag_of
 
@@ -46,7 +46,9 @@ def layout_of(x: Tensor) -> lay.Layout | None:
     return tag.layout if tag else None
 
 
-@infers("view", "reshape", "flatten", "unflatten", "view_as", "reshape_as", "ravel", "unsqueeze", "squeeze", "_unsafe_view")
+@infers(
+    "view", "reshape", "flatten", "unflatten", "view_as", "reshape_as", "ravel", "unsqueeze", "squeeze", "_unsafe_view"
+)
 def regrouped(out: Tensor, x: Tensor, *_: Any, **__: Any) -> lay.Layout | None:
     return lay.reshaped(layout_of(x), out.shape)
 
@@ -101,7 +103,9 @@ def repeated(out: Tensor, x: Tensor, repeats: Any, dim: int | None = None, **_: 
     layout = layout_of(x)
     if layout is None or dim is None or not isinstance(repeats, int):
         return None
-    return tuple((*factors, *lay.axis(lay.MIXED, repeats)) if i == dim % x.ndim else factors for i, factors in enumerate(layout))
+    return tuple(
+        (*factors, *lay.axis(lay.MIXED, repeats)) if i == dim % x.ndim else factors for i, factors in enumerate(layout)
+    )
 
 
 @infers("__iter__")
@@ -183,7 +187,10 @@ def stack(recorder: Recorder, tensors: Any, dim: int = 0) -> Any:
 def where(recorder: Recorder, condition: Tensor, input: Any = None, other: Any = None) -> Any:
     if condition.dtype != torch.bool:  # the method form: x.where(condition, other)
         condition, input = input, condition
-    pieces = [t if isinstance(t, Tensor) else torch.as_tensor(t, dtype=o.dtype, device=condition.device) for t, o in ((input, other), (other, input))]
+    pieces = [
+        t if isinstance(t, Tensor) else torch.as_tensor(t, dtype=o.dtype, device=condition.device)
+        for t, o in ((input, other), (other, input))
+    ]
     shape = torch.broadcast_shapes(condition.shape, *(t.shape for t in pieces))
     layout = lay.broadcast([(layout_of(t), t.shape) for t in pieces], shape)
     return join(recorder, lambda values: torch.where(condition, *values), pieces, layout)
@@ -194,7 +201,12 @@ def pad(recorder: Recorder, input: Tensor, pad: Any, mode: str = "constant", val
     if all(p == 0 for p in pad):
         return input
     result = torch.nn.functional.pad(input.detach(), pad, mode, value)
-    return join(recorder, lambda values: torch.nn.functional.pad(values[0], pad, mode, value), [input], lay.resized(layout_of(input), result.shape))
+    return join(
+        recorder,
+        lambda values: torch.nn.functional.pad(values[0], pad, mode, value),
+        [input],
+        lay.resized(layout_of(input), result.shape),
+    )
 
 
 @handles("dropout", "alpha_dropout", "feature_dropout", "dropout1d", "dropout2d", "dropout3d")

@@ -12,7 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_transformer_attr.recording.recorder import CUT, HANDLE, HANDLERS, UNKNOWN, Recorder, base_name, is_in_place, undispatched
+from captum_transformer_attr.recording.recorder import (
+    CUT,
+    HANDLE,
+    HANDLERS,
+    UNKNOWN,
+    Recorder,
+    base_name,
+    is_in_place,
+    undispatched,
+)
 
 MOVES = frozenset(
     """view reshape flatten unflatten contiguous clone permute transpose t T mT squeeze unsqueeze expand expand_as repeat repeat_interleave
@@ -93,14 +102,23 @@ def moved(recorder: Recorder, func: Any, name: str, args: Any, kwargs: Any) -> A
 
     writes = is_in_place(name) or name == "__setitem__"
     # The values that are moved stand first; what follows are positions, except where values are put in.
-    first = [shadow(t) for t in args[0]] if args and isinstance(args[0], (list, tuple)) else shadow(args[0]) if args else None
+    first = (
+        [shadow(t) for t in args[0]]
+        if args and isinstance(args[0], (list, tuple))
+        else shadow(args[0])
+        if args
+        else None
+    )
     rest, given = list(args[1:]), {k: shadow(v) if k == "input" else v for k, v in kwargs.items()}
     if name == "where":
         if len(args) < 3:
             return func(*args, **kwargs)
         first, rest = args[0], [shadow(a) if isinstance(a, Tensor) else 0.0 for a in args[1:]]
     elif name in ("masked_fill", "masked_fill_"):
-        rest, given = [*args[1:2], *([0.0] if len(args) > 2 else [])], {k: 0.0 if k == "value" else v for k, v in given.items()}
+        rest, given = (
+            [*args[1:2], *([0.0] if len(args) > 2 else [])],
+            {k: 0.0 if k == "value" else v for k, v in given.items()},
+        )
     elif name == "fill_":
         rest, given = [0.0], {}
     elif name == "__setitem__":

@@ -17,7 +17,9 @@ from captum_transformer_attr.recording.recorder import HANDLE
 from captum_transformer_attr.recording.tags import Tag
 
 # Entries of a mapping that steer the model and say nothing themselves.
-NOT_EXPLAINED = re.compile(r"mask|position_ids|token_type_ids|type_ids|label|grid_thw|cache|past_key|return_|noise|image_sizes|spatial_shapes|pixel_shuffle|num_")
+NOT_EXPLAINED = re.compile(
+    r"mask|position_ids|token_type_ids|type_ids|label|grid_thw|cache|past_key|return_|noise|image_sizes|spatial_shapes|pixel_shuffle|num_"
+)
 
 
 @dataclass
@@ -44,9 +46,13 @@ class Inputs:
         """The i-th example alone; tensors (also in ``extra``) whose first axis is the batch are cut."""
 
         def cut(value: Any) -> Any:
-            return value[i : i + 1] if isinstance(value, Tensor) and value.ndim and value.shape[0] == self.batch else value
+            return (
+                value[i : i + 1] if isinstance(value, Tensor) and value.ndim and value.shape[0] == self.batch else value
+            )
 
-        return Inputs(self.kind, {n: cut(v) for n, v in self.values.items()}, self.explained, tuple(cut(v) for v in self.extra))
+        return Inputs(
+            self.kind, {n: cut(v) for n, v in self.values.items()}, self.explained, tuple(cut(v) for v in self.extra)
+        )
 
     def pack(self, results: dict[str, Tensor]) -> Any:
         """Results by name in the container the inputs came in."""
@@ -78,20 +84,32 @@ def parse(inputs: Any, additional_forward_args: Any = None) -> Inputs:
         parsed = Inputs("tuple", values, list(values), extra)
     elif isinstance(inputs, Mapping) and inputs:
         values = dict(inputs)
-        explained = [n for n, v in values.items() if isinstance(v, Tensor) and v.dtype != torch.bool and v.ndim >= 2 and not NOT_EXPLAINED.search(n)]
+        explained = [
+            n
+            for n, v in values.items()
+            if isinstance(v, Tensor) and v.dtype != torch.bool and v.ndim >= 2 and not NOT_EXPLAINED.search(n)
+        ]
         if not explained:
-            raise InputError(f"inputs: no entry to explain among {', '.join(values)} (masks and positions are passed on only)")
+            raise InputError(
+                f"inputs: no entry to explain among {', '.join(values)} (masks and positions are passed on only)"
+            )
         parsed = Inputs("mapping", values, explained, extra)
     else:
-        raise InputError(f"inputs: expected a Tensor, a tuple of Tensors or a mapping of keyword arguments, got {type(inputs).__name__}")
+        raise InputError(
+            f"inputs: expected a Tensor, a tuple of Tensors or a mapping of keyword arguments, got {type(inputs).__name__}"
+        )
     for name in parsed.explained:
         value = parsed.values[name]
         if value.ndim == 0 or value.shape[0] == 0:
             raise InputError(f"inputs: {label(parsed, name)} holds no example (shape {tuple(value.shape)})")
         if value.shape[0] != parsed.batch:
-            raise InputError(f"inputs: {label(parsed, name)} has {value.shape[0]} examples, {label(parsed, parsed.explained[0])} has {parsed.batch}")
+            raise InputError(
+                f"inputs: {label(parsed, name)} has {value.shape[0]} examples, {label(parsed, parsed.explained[0])} has {parsed.batch}"
+            )
         if value.dtype == torch.bool or value.is_complex():
-            raise InputError(f"inputs: {label(parsed, name)} is {value.dtype}; floats and integer token ids can be explained")
+            raise InputError(
+                f"inputs: {label(parsed, name)} is {value.dtype}; floats and integer token ids can be explained"
+            )
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise InputError(f"inputs: {label(parsed, name)} contains NaN or infinity")
     refuse_empty_masks(parsed)
@@ -106,7 +124,11 @@ def label(inputs: Inputs, name: str) -> str:
 def refuse_empty_masks(inputs: Inputs) -> None:
     """An example whose every token is masked has nothing to explain."""
     for name, value in inputs.values.items():
-        if name in ("attention_mask", "decoder_attention_mask", "pixel_mask") and isinstance(value, Tensor) and value.ndim >= 2:
+        if (
+            name in ("attention_mask", "decoder_attention_mask", "pixel_mask")
+            and isinstance(value, Tensor)
+            and value.ndim >= 2
+        ):
             if value.dtype.is_floating_point and bool((value < 0).any()):
                 continue  # already an additive mask
             empty = (value.flatten(1) == 0).all(1).nonzero().flatten().tolist()

@@ -51,7 +51,13 @@ def resized(layout: Layout | None, shape: Sequence[int]) -> Layout | None:
 
 def fallback(layout: Layout | None, shape: Sequence[int]) -> Layout | None:
     """After an operation that is not understood only a leading batch axis is believed to have stayed where it was."""
-    if layout and len(shape) and layout[0] and layout[0][0][0] == BATCH and shape[0] == math.prod(s for _, s in layout[0]):
+    if (
+        layout
+        and len(shape)
+        and layout[0]
+        and layout[0][0][0] == BATCH
+        and shape[0] == math.prod(s for _, s in layout[0])
+    ):
         return (layout[0], *(axis(MIXED, size) for size in shape[1:]))
     return None
 
@@ -90,7 +96,9 @@ def broadcast(layouts: Sequence[tuple[Layout | None, Sequence[int]]], shape: Seq
     """Layout of an elementwise operation over operands with these layouts and shapes."""
     result: list[Axis] = []
     for i in range(-len(shape), 0):
-        axes = [layout[i] for layout, s in layouts if layout is not None and len(s) >= -i and s[i] == shape[i] and layout[i]]
+        axes = [
+            layout[i] for layout, s in layouts if layout is not None and len(s) >= -i and s[i] == shape[i] and layout[i]
+        ]
         axes.sort(key=lambda factors: any(label == MIXED for label, _ in factors))
         result.append(axes[0] if axes else axis(MIXED, shape[i]))
     return tuple(result) if any(layout is not None for layout, _ in layouts) else None
@@ -111,7 +119,11 @@ def indexed(layout: Layout | None, index: object, before: Tensor, after: Tensor)
     items = list(index) if isinstance(index, tuple) else [index]
     if layout is None:
         return None
-    consumed = sum(i.ndim if isinstance(i, Tensor) and i.dtype == torch.bool else 1 for i in items if i is not None and i is not Ellipsis)
+    consumed = sum(
+        i.ndim if isinstance(i, Tensor) and i.dtype == torch.bool else 1
+        for i in items
+        if i is not None and i is not Ellipsis
+    )
     if Ellipsis not in [i if i is Ellipsis else 0 for i in items]:
         items.append(Ellipsis)
     position = next(k for k, i in enumerate(items) if i is Ellipsis)
@@ -134,10 +146,19 @@ def indexed(layout: Layout | None, index: object, before: Tensor, after: Tensor)
                 continue
             placed = True
             size = after.shape[len(result)] if len(result) < after.ndim else 1
-            whole_batch = len(factors) == 1 and factors[0] == (BATCH, size) and item.shape == (size,) and bool((item.cpu() == torch.arange(size)).all())
+            whole_batch = (
+                len(factors) == 1
+                and factors[0] == (BATCH, size)
+                and item.shape == (size,)
+                and bool((item.cpu() == torch.arange(size)).all())
+            )
             if any(label == BATCH for label, _ in factors) and not whole_batch:
                 return None
-            result.append(factors if whole_batch else axis(factors[0][0] if len(factors) == 1 and len(tensors) == 1 else MIXED, size))
+            result.append(
+                factors
+                if whole_batch
+                else axis(factors[0][0] if len(factors) == 1 and len(tensors) == 1 else MIXED, size)
+            )
             continue
         if isinstance(item, slice):
             result.append(layout[source])
@@ -203,4 +224,6 @@ def aligned(values: Tensor, source: Layout, target: Layout) -> Tensor | None:
     flat = [factor for axis_factors in want for factor in axis_factors]
     if len(set(flat)) != len(flat) or sorted(flat) != sorted(have):
         return None
-    return values.permute([have.index(factor) for factor in flat]).reshape([math.prod(size for _, size in axis_factors) for axis_factors in want])
+    return values.permute([have.index(factor) for factor in flat]).reshape(
+        [math.prod(size for _, size in axis_factors) for axis_factors in want]
+    )

@@ -42,8 +42,12 @@ def as_evaluated(function: Any) -> Iterator[None]:
     modules = [m for root in roots for m in root.modules()]
     refuse_compiled(roots)
     training = [(m, m.training) for m in modules]
-    parameters = [(p, p.requires_grad) for root in roots for p in (*root.parameters(), *root.buffers()) if p.requires_grad]
-    attributes = [(m, dict(m.__dict__), {k: copy(v) for k, v in m.__dict__.items() if type(v) in CONTAINERS}) for m in modules]
+    parameters = [
+        (p, p.requires_grad) for root in roots for p in (*root.parameters(), *root.buffers()) if p.requires_grad
+    ]
+    attributes = [
+        (m, dict(m.__dict__), {k: copy(v) for k, v in m.__dict__.items() if type(v) in CONTAINERS}) for m in modules
+    ]
     devices = sorted({p.device.index or 0 for root in roots for p in root.parameters() if p.device.type == "cuda"})
     try:
         for m in modules:
@@ -70,7 +74,9 @@ def put_back(module: nn.Module, values: dict[str, Any], contents: dict[str, Any]
         container = values[name]
         if isinstance(container, list):
             container[:] = content
-        elif len(container) != len(content) or any(container.get(key, container) is not value for key, value in content.items()):
+        elif len(container) != len(content) or any(
+            container.get(key, container) is not value for key, value in content.items()
+        ):
             container.clear()
             container.update(content)
 
@@ -81,9 +87,13 @@ def refuse_compiled(roots: list[nn.Module]) -> None:
         for path, module in root.named_modules():
             where = f"module '{path}'" if path else "the model"
             if hasattr(module, "_orig_mod"):
-                raise UnsupportedModelError(f"{where} is compiled (torch.compile), its operations cannot be seen; pass the original: model._orig_mod")
+                raise UnsupportedModelError(
+                    f"{where} is compiled (torch.compile), its operations cannot be seen; pass the original: model._orig_mod"
+                )
             if isinstance(module, torch.jit.ScriptModule):
-                raise UnsupportedModelError(f"{where} is scripted (torch.jit), its operations cannot be seen; pass the Python module it was made from")
+                raise UnsupportedModelError(
+                    f"{where} is scripted (torch.jit), its operations cannot be seen; pass the Python module it was made from"
+                )
 
 
 @contextlib.contextmanager

@@ -30,7 +30,9 @@ class Node:
     """
 
     label: str = "operation"
-    captured: ClassVar[bool] = False  # whether the recorder keeps the live output, so that the signal arriving there can be asked for
+    captured: ClassVar[bool] = (
+        False  # whether the recorder keeps the live output, so that the signal arriving there can be asked for
+    )
     recorder: Recorder
     path: str
     index: int

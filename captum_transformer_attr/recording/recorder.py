@@ -22,10 +22,14 @@ from captum_transformer_attr.recording.tags import Tag, tag_of
 Handler = Callable[..., Any]
 
 HANDLERS: dict[str, Handler] = {}  # function name → what makes a node of it
-ON_CONSTANTS: dict[str, Handler] = {}  # function name → what happens if no operand depends on an input: ``handler(recorder, function, *args)``
+ON_CONSTANTS: dict[
+    str, Handler
+] = {}  # function name → what happens if no operand depends on an input: ``handler(recorder, function, *args)``
 LAYOUTS: dict[str, Callable[..., Layout | None]] = {}  # view-like function name → layout of its result
 HANDLE = "_captum_transformer_attr_handle"  # float stand-in of an integer tensor of token ids
-REFUSED = {"grid_sample": "deformable attention reads values at positions of its own and has no attention map"}  # function name → why
+REFUSED = {
+    "grid_sample": "deformable attention reads values at positions of its own and has no attention map"
+}  # function name → why
 CUT = "_captum_transformer_attr_cut"  # path of the module that took this tensor out of the graph
 UNKNOWN = "_captum_transformer_attr_unknown"  # the same for integers that were computed from token ids in a way that no handle follows
 
@@ -115,7 +119,9 @@ class Recorder(TorchFunctionMode):
         self.handle_dtype = torch.float32
         self.constants = False  # also record attention among constants
         self.constant_attentions = 0
-        self.mixes_examples = False  # some examples were cut out of the batch axis: rows may belong to others than they seem to
+        self.mixes_examples = (
+            False  # some examples were cut out of the batch axis: rows may belong to others than they seem to
+        )
         self.promote = False  # follow a half-precision model in float32
         self.module_outputs: dict[str, list[Any]] = {}
         self.atomic: list[Atomic] = []
@@ -125,7 +131,16 @@ class Recorder(TorchFunctionMode):
 
     def clear(self) -> None:
         """Let go of every tensor."""
-        for held in (self.nodes, self.saved, self.module_outputs, self.atomic, self.absorbed, self.captured, self.edges, self.parts):
+        for held in (
+            self.nodes,
+            self.saved,
+            self.module_outputs,
+            self.atomic,
+            self.absorbed,
+            self.captured,
+            self.edges,
+            self.parts,
+        ):
             held.clear()
 
     @property
@@ -194,7 +209,10 @@ class Recorder(TorchFunctionMode):
             return with_handles(self, func, name, args, kwargs)
         handler = ON_CONSTANTS.get(name)
         result = func(*args, **kwargs) if handler is None else handler(self, func, *args, **kwargs)
-        cut = next((getattr(t, CUT, None) or getattr(t, UNKNOWN) for t in operands if hasattr(t, CUT) or hasattr(t, UNKNOWN)), None)
+        cut = next(
+            (getattr(t, CUT, None) or getattr(t, UNKNOWN) for t in operands if hasattr(t, CUT) or hasattr(t, UNKNOWN)),
+            None,
+        )
         if cut is not None:
             computed = any(hasattr(t, UNKNOWN) for t in operands)
             for out in tensors_in((result,)):
@@ -272,7 +290,9 @@ class Recorder(TorchFunctionMode):
         if len(found) == 1 and layout is not None and features(layout) < features(first.layout):
             # Some channels of several (queries of a joint projection, one half of a gated unit) are values of their own.
             part = (first.origin, out.storage_offset(), out.shape, out.stride())
-            moved = self.parts.setdefault(part, self.merged(found, role=first.role, root=first.root, sum_of=first.sum_of))
+            moved = self.parts.setdefault(
+                part, self.merged(found, role=first.role, root=first.root, sum_of=first.sum_of)
+            )
             moved = replace(moved, layout=layout)
         elif len(found) == 1:
             # Values that only moved keep their identity, so that a trunk is recognised behind a reshape or a cast.
@@ -385,6 +405,8 @@ def undispatched(function: Any) -> Callable[..., Any] | None:
 
     namespace = dict(function.__globals__)
     namespace.update(has_torch_function=never, has_torch_function_unary=never, has_torch_function_variadic=never)
-    copy = types.FunctionType(function.__code__, namespace, function.__name__, function.__defaults__, function.__closure__)
+    copy = types.FunctionType(
+        function.__code__, namespace, function.__name__, function.__defaults__, function.__closure__
+    )
     copy.__kwdefaults__ = function.__kwdefaults__
     return copy

@@ -58,7 +58,9 @@ class Recording:
         self.selected = select(self.output, target.first if isinstance(target, Contrast) else target)
         self.subtracted = select(self.output, target.second) if isinstance(target, Contrast) else None
         if not self.selected.requires_grad:
-            raise UnsupportedModelError("the selected output does not depend on the inputs through differentiable operations")
+            raise UnsupportedModelError(
+                "the selected output does not depend on the inputs through differentiable operations"
+            )
         if self.recorder.mixes_examples and self.recorder.batch > 1:
             raise LayoutLostError("a slice of the batch axis")
         nodes = set(audit(self.selected)).union(() if self.subtracted is None else audit(self.subtracted))
@@ -66,7 +68,9 @@ class Recording:
         self.attentions = [n for n in self.nodes if isinstance(n, Attention) and not n.over_channels]
         return self.selected
 
-    def send(self, signal: Signal, wrt: Sequence[Tensor], start: Tensor | None = None, source: Tensor | None = None) -> list[Tensor]:
+    def send(
+        self, signal: Signal, wrt: Sequence[Tensor], start: Tensor | None = None, source: Tensor | None = None
+    ) -> list[Tensor]:
         """Send a signal from the selected outputs, or from ``source``, back to ``wrt``; what nothing reached is zero."""
         sources = [self.selected if source is None else source]
         starts = [torch.ones_like(sources[0]) if start is None else start]
@@ -76,7 +80,9 @@ class Recording:
         grads = self.relay(signal, sources, starts, wrt)
         return [torch.zeros_like(t) if g is None else g for g, t in zip(grads, wrt, strict=True)]
 
-    def relay(self, signal: Signal, outputs: Sequence[Any], starts: Sequence[Tensor], wrt: Sequence[Any]) -> tuple[Tensor | None, ...]:
+    def relay(
+        self, signal: Signal, outputs: Sequence[Any], starts: Sequence[Tensor], wrt: Sequence[Any]
+    ) -> tuple[Tensor | None, ...]:
         """Send a signal from anywhere in the graph (tensors or ``GradientEdge``); None where nothing arrived."""
         self.recorder.signal = signal
         try:
@@ -123,7 +129,9 @@ def recorded(
         with torch.inference_mode(False), torch.enable_grad(), as_evaluated(function):
             state = random_state(function)
             values = attach(inputs, recorder.handle_dtype, recorder.promote)
-            recorder.edges = {i: get_gradient_edge(getattr(values[n], HANDLE, values[n])) for i, n in enumerate(inputs.explained)}
+            recorder.edges = {
+                i: get_gradient_edge(getattr(values[n], HANDLE, values[n])) for i, n in enumerate(inputs.explained)
+            }
             tapping = contextlib.nullcontext() if tap is None else tap.installed(recorder)
             with dequantised(modules_of(function)), tapping, watched(function, recorder), recorder:
                 args, kwargs = inputs.arguments(values)
@@ -148,10 +156,14 @@ def random_state(function: Any) -> list[Tensor]:
 def compare(function: Any, inputs: Inputs, output: OutputChoice, recorded_output: Tensor) -> None:
     """The recorded forward equals the plain one to rounding, or the call fails."""
     with torch.no_grad():
-        args, kwargs = inputs.arguments({n: v.clone() if isinstance(v, Tensor) else v for n, v in inputs.values.items()})
+        args, kwargs = inputs.arguments(
+            {n: v.clone() if isinstance(v, Tensor) else v for n, v in inputs.values.items()}
+        )
         plain = unwrap(function(*args, **kwargs), output)
     if plain.shape != recorded_output.shape:
-        raise UnsupportedModelError(f"the recorded forward gives shape {tuple(recorded_output.shape)}, the plain one {tuple(plain.shape)}")
+        raise UnsupportedModelError(
+            f"the recorded forward gives shape {tuple(recorded_output.shape)}, the plain one {tuple(plain.shape)}"
+        )
     recorded_output = recorded_output.detach()
     finite = plain.isfinite()
     difference = (plain.double() - recorded_output.double()).abs()[finite]

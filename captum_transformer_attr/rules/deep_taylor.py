@@ -19,7 +19,7 @@ from captum_transformer_attr.ops.residual import ConstantSum, Sum
 from captum_transformer_attr.ops.scatter import Accumulation
 from captum_transformer_attr.ops.shape import Join
 from captum_transformer_attr.recording.node import Grads, Node
-from captum_transformer_attr.rules.table import Rule, Signal, divide, stabiliser
+from captum_transformer_attr.rules.table import STABILISER, Rule, Signal, divide
 
 
 def identity(node: Node, r: Tensor, signal: Signal) -> Grads:
@@ -90,7 +90,7 @@ def fused_attention(node: FusedAttention, r: Tensor, signal: Signal) -> Grads:
         rv += p.mT @ s[..., rows, :]
         t = attention_map(node, p, s, rows)
         empty = scores == 0
-        t = t.div_(scores.add_(node.scale * stabiliser(scores)))
+        t = t.div_(scores.add_(node.scale * STABILISER))
         if bool(empty.any()):
             t.masked_fill_(empty, 0)
         rq[..., rows, :] = t @ node.key

@@ -49,11 +49,9 @@ def gradient_signal() -> Signal:
     return Signal("gradient", "gradient", {Node: ordinary})
 
 
-def stabiliser(denominator: Tensor) -> float:
-    """Added to denominators, whatever their sign: the published 1e-9; float64 resolves smaller numbers and would lose relevance to it."""
-    return 1e-15 if denominator.dtype == torch.float64 else 1e-9
+STABILISER = 1e-9  # the published one, added whatever the sign of the denominator
 
 
 def divide(a: Tensor, b: Tensor) -> Tensor:
     """``a / b``, stabilised, 0 where b is 0."""
-    return torch.where(b == 0, 0, a / (b + stabiliser(b)))
+    return torch.where(b == 0, 0, a / (b + STABILISER))
