@@ -40,7 +40,9 @@ class Propagated:
     def minus(self, other: Propagated) -> Propagated:
         """The difference of two passes."""
         paths = {**self.parameters, **other.parameters}
-        parameters = {path: torch.as_tensor(self.parameters.get(path, 0) - other.parameters.get(path, 0)) for path in paths}
+        parameters = {
+            path: torch.as_tensor(self.parameters.get(path, 0) - other.parameters.get(path, 0)) for path in paths
+        }
         relevance = [a - b for a, b in zip(self.relevance, other.relevance, strict=True)]
         delta = None if self.delta is None or other.delta is None else self.delta - other.delta
         return Propagated(relevance, parameters, delta)
