@@ -108,6 +108,21 @@ def test_schedule_of_lxmert():
     assert lines[5].split() == ["4", *hand[4].split(), "lxmert.encoder.x_layers.0.visual_attention.att"]
 
 
+def test_records_name_the_streams():
+    want, model = golden("lxmert_generic_attention", transformers.LxmertForQuestionAnswering, transformers.LxmertConfig)
+    inputs = {name: want[name] for name in ("input_ids", "visual_feats", "visual_pos")}
+    records = AttentionRelevance(model).attention_records(inputs, want["targets"])
+    text, image = "input_ids", "visual_feats+visual_pos"
+    assert [(r.query_stream, r.key_stream) for r in records[2:7]] == [
+        (image, image),
+        (image, image),
+        (text, image),
+        (image, text),
+        (text, text),
+    ]
+    assert records[4].attention.shape == (2, 4, 8, 6)
+
+
 def test_schedule_names_what_start_layer_leaves_out():
     want, model = golden("clip_generic_attention", transformers.CLIPModel, transformers.CLIPConfig)
     inputs = {name: want[name] for name in ("input_ids", "attention_mask", "pixel_values")}

@@ -69,6 +69,12 @@ class Call:
     query: State
     key: State
 
+    @property
+    def streams(self) -> tuple[str, str]:
+        """Names of the stream that asks and of the one that is asked; the same for self-attention."""
+        asks = self.update.stream.name
+        return asks, self.key.stream.name if self.kind == CROSS else asks
+
 
 @dataclass
 class Streams:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from captum_transformer_attr.flow.maps import Maps, by_example, whole
-from captum_transformer_attr.ops.attention import Attention
+from captum_transformer_attr.flow.streams import Call, find_streams
 from captum_transformer_attr.recording import layout as lay
 from captum_transformer_attr.recording.recorder import tensors_in
 from captum_transformer_attr.recording.session import Recording
@@ -24,7 +24,8 @@ class AttentionRecord:
 
     name: path of the module that computed it. attention, gradient, relevance: ``(B, H, N, N')`` after softmax, rows are queries (windows of a
     hierarchical model count as examples: ``(B · windows, H, n, n)``); gradient of the selected output, relevance under ``deep_taylor`` taken after
-    the half and before the softmax (None for methods that propagate none). query_stream, key_stream: the inputs that queries and keys come from.
+    the half and before the softmax (None for methods that propagate none). query_stream, key_stream: the token streams that ask and are asked, called
+    after the inputs their tokens come from, ``queries`` for learned ones.
     """
 
     name: str
@@ -74,19 +75,21 @@ def collect_records(recording: Recording, with_relevance: bool) -> AttentionReco
             path: r.to(recording.selected.dtype) for path, r in recording.recorder.absorbed.items() if bool(r.any())
         }
     batch = recording.inputs.batch
-    records = tuple(record_of(recording, maps, node, batch, with_relevance) for node in recording.attentions)
+    calls = {call.attention: call for call in find_streams(recording).calls}
+    records = tuple(record_of(calls[node], maps, batch, with_relevance) for node in recording.attentions)
     return AttentionRecords(records, by_layer, share)
 
 
-def record_of(recording: Recording, maps: Maps, node: Attention, batch: int, with_relevance: bool) -> AttentionRecord:
+def record_of(call: Call, maps: Maps, batch: int, with_relevance: bool) -> AttentionRecord:
+    node = call.attention
     rows = whole(node)
     probability = node.probabilities(rows)
     relevance = maps.relevance(node, rows, probability) if with_relevance else None
     found = (probability, maps.gradient(node, rows), relevance)
     attention, gradient, relevance = (None if t is None else by_example(node, t, batch).clone() for t in found)
     assert attention is not None and gradient is not None
-    streams = (stream_of(recording, tag) for tag in (node.query_tag, node.key_tag))
-    return AttentionRecord(node.path, attention, gradient, relevance, *streams)
+    query, key = call.streams
+    return AttentionRecord(node.path, attention, gradient, relevance, query, key)
 
 
 def stream_of(recording: Recording, tag: Tag | None) -> str:

@@ -58,6 +58,5 @@ def schedule_of(streams: Streams, active: Collection[Attention], relations: Rela
     steps = []
     for call in streams.calls:
         rules = relations.applied(call) if call in crossing else (10,) if call.kind == CROSS else (6,)
-        key = call.key.stream.name if call.kind == CROSS else call.update.stream.name
-        steps.append(Step(call.attention.path, call.update.stream.name, key, rules if call.attention in active else ()))
+        steps.append(Step(call.attention.path, *call.streams, rules if call.attention in active else ()))
     return Schedule(tuple(steps))

@@ -12,16 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_transformer_attr.recording.recorder import (
-    CUT,
-    HANDLE,
-    HANDLERS,
-    UNKNOWN,
-    Recorder,
-    base_name,
-    is_in_place,
-    undispatched,
-)
+from captum_transformer_attr.recording.leaving import CUT, UNKNOWN
+from captum_transformer_attr.recording.recorder import HANDLE, HANDLERS, Recorder, base_name, undispatched, writes
 
 MOVES = frozenset(
     """view reshape flatten unflatten contiguous clone permute transpose t T mT squeeze unsqueeze expand expand_as repeat repeat_interleave
@@ -100,7 +92,7 @@ def moved(recorder: Recorder, func: Any, name: str, args: Any, kwargs: Any) -> A
         zeros = torch.zeros(value.shape, dtype=recorder.handle_dtype, device=value.device)
         return getattr(value, HANDLE, zeros)
 
-    writes = is_in_place(name) or name == "__setitem__"
+    written = writes(name)
     # The values that are moved stand first; what follows are positions, except where values are put in.
     first = (
         [shadow(t) for t in args[0]]
@@ -128,11 +120,11 @@ def moved(recorder: Recorder, func: Any, name: str, args: Any, kwargs: Any) -> A
     elif name == "pad":
         given.pop("value", None)
     result = func(*args, **kwargs)
-    if writes:
+    if written:
         first = first.clone()  # type: ignore[union-attr]
     with recorder:
         followed = func(*([first, *rest] if args else []), **given)
-    if writes:
+    if written:
         setattr(args[0], HANDLE, first)
         return result
     outs = zip(result, followed, strict=True) if isinstance(result, (tuple, list)) else [(result, followed)]

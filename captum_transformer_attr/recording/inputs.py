@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from captum_transformer_attr.errors import InputError
 from captum_transformer_attr.recording import tags
@@ -64,9 +65,24 @@ class Inputs:
 
     def arguments(self, values: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Positional and keyword arguments of the model."""
-        if self.kind == "mapping":
-            return self.extra, values
-        return (*values.values(), *self.extra), {}
+        extra = tuple(private(value) for value in self.extra)
+        return (extra, values) if self.kind == "mapping" else ((*values.values(), *extra), {})
+
+
+def private(value: Any) -> Any:
+    """A copy of an argument that the model may write into (a mask, a key-value cache): the user's own stays as it is."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if (
+        value is None
+        or isinstance(value, (bool, int, float, str, torch.dtype, torch.device, nn.Module))
+        or callable(value)
+    ):
+        return value
+    try:
+        return copy.deepcopy(value)
+    except (RuntimeError, TypeError):
+        return value  # not to be copied: tensors with a graph, handles of the system
 
 
 def parse(inputs: Any, additional_forward_args: Any = None) -> Inputs:
@@ -138,13 +154,13 @@ def refuse_empty_masks(inputs: Inputs) -> None:
 
 def attach(inputs: Inputs, dtype: torch.dtype, promote: bool) -> dict[str, Any]:
     """Copies of the values that the recording can follow; ``inputs.leaves`` gets the tensors whose signals are the result."""
-    values = dict(inputs.values)
+    values = {name: value if name in inputs.explained else private(value) for name, value in inputs.values.items()}
     for position, name in enumerate(inputs.explained):
         value = inputs.values[name]
         tag = Tag(origin=position, ancestors=1 << position, carried=1 << position, layout=initial(name, value.shape))
         if value.is_floating_point():
             leaf = value.detach().to(torch.float32 if promote else value.dtype, copy=True).requires_grad_()
-            given = leaf.view_as(leaf)
+            given = leaf.clone()  # the model may write into its input, but not into a leaf
             setattr(given, tags.ATTRIBUTE, tag)
         else:
             leaf = torch.zeros(value.shape, dtype=dtype, device=value.device, requires_grad=True)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import copy
 from typing import Any
 
@@ -32,8 +33,10 @@ def modules_of(function: Any) -> list[nn.Module]:
 
 
 @contextlib.contextmanager
-def as_evaluated(function: Any) -> Iterator[None]:
+def as_evaluated(function: Any) -> Iterator[Callable[[], None]]:
     """Evaluation mode, parameters frozen, random state kept; everything is put back, also after an exception.
+
+    Yields what puts the modules' attributes back, so that a second forward starts from where the first one did.
 
     Attributes that the model writes while it runs (caches of position biases, stashed activations) are put back too: a cache filled from
     parameters that are trained further would be stale, a stashed activation would keep the recording alive.
@@ -43,22 +46,29 @@ def as_evaluated(function: Any) -> Iterator[None]:
     refuse_compiled(roots)
     training = [(m, m.training) for m in modules]
     parameters = [
-        (p, p.requires_grad) for root in roots for p in (*root.parameters(), *root.buffers()) if p.requires_grad
+        (p, p.requires_grad)
+        for root in roots
+        for p in (*root.parameters(), *root.buffers())
+        if p.requires_grad and p.is_leaf
     ]
     attributes = [
         (m, dict(m.__dict__), {k: copy(v) for k, v in m.__dict__.items() if type(v) in CONTAINERS}) for m in modules
     ]
     devices = sorted({p.device.index or 0 for root in roots for p in root.parameters() if p.device.type == "cuda"})
+
+    def put_attributes_back() -> None:
+        for m, values, contents in attributes:
+            put_back(m, values | {"training": m.training}, contents)
+
     try:
         for m in modules:
             m.training = False
         for p, _ in parameters:
             p.requires_grad_(False)
         with torch.random.fork_rng(devices=devices):
-            yield
+            yield put_attributes_back
     finally:
-        for m, values, contents in attributes:
-            put_back(m, values, contents)
+        put_attributes_back()
         for m, mode in training:
             m.training = mode
         for p, flag in parameters:
@@ -79,6 +89,27 @@ def put_back(module: nn.Module, values: dict[str, Any], contents: dict[str, Any]
         ):
             container.clear()
             container.update(content)
+
+
+def owned_by(function: Any) -> dict[int, Tensor]:
+    """Parameters and buffers by the memory they lie in."""
+    tensors = (t for root in modules_of(function) for t in (*root.parameters(), *root.buffers()))
+    return {
+        t.untyped_storage().data_ptr(): t
+        for t in tensors
+        if t.layout == torch.strided and t.untyped_storage().data_ptr()
+    }
+
+
+@contextlib.contextmanager
+def uncompiled() -> Iterator[None]:
+    """Functions and methods compiled by ``torch.compile`` run as they were written, so that their operations are seen."""
+    dynamo = sys.modules.get("torch._dynamo")
+    if dynamo is None or not hasattr(torch.compiler, "set_stance"):
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 def refuse_compiled(roots: list[nn.Module]) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from captum_transformer_attr.errors import UnsupportedOperationError
 from captum_transformer_attr.recording.layout import Layout, sample_shape
 
 if TYPE_CHECKING:
@@ -89,6 +90,11 @@ class Record(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor | None) -> Any:
         node: Node = ctx.node
+        if node.recorder.signal is None:
+            raise UnsupportedOperationError(
+                f"the model takes gradients of its own in its forward, through module '{node.path}': no signal can follow them. "
+                f"Way out: register_rule for the module around it."
+            )
         if g is None:
             return (None,) * (len(ctx.needs_input_grad))
         return (None, *node.recorder.signal.send(node, g))

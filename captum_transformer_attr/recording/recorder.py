@@ -15,6 +15,18 @@ from torch.overrides import TorchFunctionMode
 from captum_transformer_attr.errors import UnsupportedOperationError
 from captum_transformer_attr.recording import tags
 from captum_transformer_attr.recording.layout import Layout, features, resized
+from captum_transformer_attr.recording.leaving import (
+    CUT,
+    EXPORTS,
+    UNKNOWN,
+    leave,
+    mark_dropped,
+    pass_marks,
+    recover,
+    refuse_alias,
+    refuse_cut,
+    refuse_export,
+)
 from captum_transformer_attr.recording.node import Node, Record
 from captum_transformer_attr.recording.precision import CONVERSIONS, promoted
 from captum_transformer_attr.recording.tags import Tag, tag_of
@@ -30,8 +42,6 @@ HANDLE = "_captum_transformer_attr_handle"  # float stand-in of an integer tenso
 REFUSED = {
     "grid_sample": "deformable attention reads values at positions of its own and has no attention map"
 }  # function name → why
-CUT = "_captum_transformer_attr_cut"  # path of the module that took this tensor out of the graph
-UNKNOWN = "_captum_transformer_attr_unknown"  # the same for integers that were computed from token ids in a way that no handle follows
 
 # Functions that read only shapes, dtypes or devices of their tensor arguments.
 PASSIVE = frozenset(
@@ -39,7 +49,7 @@ PASSIVE = frozenset(
     new_zeros new_ones new_full new_empty new_tensor zeros_like ones_like full_like empty_like rand_like randn_like element_size
     storage_offset data_ptr __len__ is_cuda is_sparse is_quantized is_meta is_mkldnn names grad _version __repr__ __format__ __hash__ untyped_storage
     is_nested is_cpu is_mps is_xpu is_inference result_type can_cast is_same_size output_nr _backward_hooks is_complex
-    get_device retains_grad is_nonzero _is_view allclose equal register_hook is_shared itemsize nbytes""".split()
+    get_device retains_grad is_nonzero _is_view allclose equal is_shared itemsize nbytes""".split()
 )
 
 # Functions that read only the shape or the dtype of their second argument.
@@ -88,6 +98,11 @@ def is_in_place(name: str) -> bool:
     return name.endswith("_") and not name.endswith("__")
 
 
+def writes(name: str) -> bool:
+    """As ``is_in_place``, assignment to an index included."""
+    return is_in_place(name) or name == "__setitem__"
+
+
 def tensors_in(values: Iterable[Any]) -> list[Tensor]:
     """All tensors in arguments, also inside lists, tuples and dicts."""
     found: list[Tensor] = []
@@ -128,19 +143,21 @@ class Recorder(TorchFunctionMode):
         self.captured: dict[Node, Tensor] = {}  # outputs whose arriving signals can be asked for
         self.edges: dict[int, Any] = {}  # origin → where its signals arrive
         self.parts: dict[tuple[Any, ...], Tag] = {}  # origin and place of some of its channels → their tag
+        self.made: dict[Any, Tag] = {}  # autograd node → tag of what it gives
+        self.aliases: set[int] = set()  # memory of live tensors that the model also has as constants
+        self.marked: list[Tensor] = []  # tensors of the model that got marks
+        self.owned: dict[int, Tensor] = {}  # memory of parameters and buffers → the tensor
+        self.overwritten: dict[
+            int, tuple[Tensor, Tensor]
+        ] = {}  # the same of those written into → the tensor and what it held
 
     def clear(self) -> None:
         """Let go of every tensor."""
-        for held in (
-            self.nodes,
-            self.saved,
-            self.module_outputs,
-            self.atomic,
-            self.absorbed,
-            self.captured,
-            self.edges,
-            self.parts,
-        ):
+        for tensor in self.marked:
+            for mark in (tags.ATTRIBUTE, HANDLE, CUT, UNKNOWN):
+                tensor.__dict__.pop(mark, None)
+        for held in (self.nodes, self.saved, self.module_outputs, self.atomic, self.absorbed, self.captured, self.edges, self.parts, self.made,
+                     self.aliases, self.marked, self.owned, self.overwritten):  # fmt: skip
             held.clear()
 
     @property
@@ -154,17 +171,25 @@ class Recorder(TorchFunctionMode):
         name = name_of(func)
         if self.paused or name in PASSIVE:
             return func(*args, **kwargs)
-        operands = tensors_in((*args, *kwargs.values()))
+        operands = tensors_in(args[:1] if name in LIKE_ANOTHER else (*args, *kwargs.values()))
+        if name in EXPORTS:
+            refuse_export(self, name, operands)
         if not any(t.requires_grad for t in operands):
             return self.on_constants(func, name, operands, args, kwargs)
+        if name == "register_hook":
+            # A hook on a tensor would see, and could change, signals that are no gradients.
+            return torch.zeros(1, requires_grad=True).register_hook(args[1])
         if name in ("detach", "data") or not torch.is_grad_enabled():
-            return self.cut(func(*args, **kwargs), operands)
+            return leave(self, func, name, args, kwargs, writes(name))
+        for t in operands:
+            if t.requires_grad and tag_of(t) is None:
+                recover(self, t)
         if name in REFUSED:
             raise UnsupportedOperationError(
                 f"no rule for operation '{name}' in module '{self.path}': {REFUSED[name]}. "
                 f"Way out: register_rule(type(model.get_submodule('{self.path}')), relevance=...)."
             )
-        self.refuse_cut(operands)
+        refuse_cut(self, operands)
         if self.promote:
             if name in CONVERSIONS:
                 return args[0]
@@ -187,11 +212,12 @@ class Recorder(TorchFunctionMode):
 
     def natively(self, func: Any, name: str, operands: list[Tensor], args: Any, kwargs: Any) -> Any:
         """Let torch's own autograd record the call: right for every signal if it only moves values around, which the audit checks."""
-        writes = is_in_place(name) or name == "__setitem__"
-        if writes:
-            self.unshare(args[0])
+        written = args[0] if writes(name) else None
+        if written is not None:
+            self.unshare(written)
+            self.keep_owned(written)
         result = func(*args, **kwargs)
-        written = args[0] if writes else None
+        mark_dropped(self, result if written is None else written)
         for out in tensors_in((result,) if written is None else (written,)):
             if out.requires_grad:
                 self.tag_native(out, name, operands, args, kwargs)
@@ -207,35 +233,14 @@ class Recorder(TorchFunctionMode):
             from captum_transformer_attr.ops.token_ids import with_handles
 
             return with_handles(self, func, name, args, kwargs)
+        if writes(name) and isinstance(args[0], Tensor):
+            refuse_alias(self, name, args[0])
+            self.unshare(args[0])
+            self.keep_owned(args[0])
         handler = ON_CONSTANTS.get(name)
         result = func(*args, **kwargs) if handler is None else handler(self, func, *args, **kwargs)
-        cut = next(
-            (getattr(t, CUT, None) or getattr(t, UNKNOWN) for t in operands if hasattr(t, CUT) or hasattr(t, UNKNOWN)),
-            None,
-        )
-        if cut is not None:
-            computed = any(hasattr(t, UNKNOWN) for t in operands)
-            for out in tensors_in((result,)):
-                if out.is_floating_point():
-                    setattr(out, CUT, cut)
-                elif computed and out.dtype != torch.bool:
-                    setattr(out, UNKNOWN, cut)
+        pass_marks(args[0] if name == "__setitem__" else result, operands)
         return result
-
-    def cut(self, result: Any, operands: list[Tensor]) -> Any:
-        """Mark floats that were taken out of the graph (``detach``, ``.data``, ``no_grad``): using them again would hide a path."""
-        for out in tensors_in((result,)):
-            if out.is_floating_point() and not out.requires_grad:
-                setattr(out, CUT, self.path)
-        return result
-
-    def refuse_cut(self, operands: list[Tensor]) -> None:
-        for t in operands:
-            if hasattr(t, CUT) and not t.requires_grad:
-                raise UnsupportedOperationError(
-                    f"module '{getattr(t, CUT)}' takes a value out of the graph (detach, .data or no_grad) and module '{self.path}' uses it again: "
-                    f"part of the model would be invisible. Way out: register_rule(type(module), relevance=...) for the module around it."
-                )
 
     # ------------------------------------------------------------------ nodes and tags
     def run(self, node: Node, *live: Tensor, **tag: Any) -> Tensor:
@@ -250,6 +255,8 @@ class Recorder(TorchFunctionMode):
         new = self.merged(found, **tag)
         node.tag, node.layout, node.shape = new, new.layout, out.shape
         self.edges[new.origin] = get_gradient_edge(out)
+        self.made[out.grad_fn] = new
+        self.share_constants(node)
         if node.captured:
             self.captured[node] = out
         setattr(out, tags.ATTRIBUTE, new)
@@ -305,6 +312,7 @@ class Recorder(TorchFunctionMode):
             moved = self.merged(found, layout=layout, role=roles.pop() if len(roles) == 1 else tags.PLAIN)
         setattr(out, tags.ATTRIBUTE, moved)
         if out.grad_fn is not None:
+            self.made[out.grad_fn] = moved
             describe(out.grad_fn, name, self.path)
 
     def tag_base(self, written: Tensor) -> None:
@@ -355,9 +363,37 @@ class Recorder(TorchFunctionMode):
             else:
                 node.forward(*(leaf.detach().clone() for leaf in node.leaves))  # type: ignore[attr-defined]
 
+    def share_constants(self, node: Node) -> None:
+        """Constants that a node keeps (masks, scales) may be overwritten by the model as well; parameters are not."""
+        for name, value in node.__dict__.items():
+            if (
+                isinstance(value, Tensor)
+                and not value.requires_grad
+                and value.untyped_storage().data_ptr() not in self.owned
+            ):
+                self.saved.setdefault(value.untyped_storage().data_ptr(), []).append((node, name))
+
+    def keep_owned(self, tensor: Tensor) -> None:
+        """Remember what a parameter or buffer held before the model writes into it."""
+        place = tensor.untyped_storage().data_ptr()
+        if place in self.owned:
+            self.marked.append(tensor)
+            if place not in self.overwritten:
+                owner = self.owned[place]
+                self.overwritten[place] = (owner, owner.detach().clone())
+
+    def restore_owned(self) -> None:
+        """Give parameters and buffers their values back."""
+        with torch.no_grad():
+            for owner, values in self.overwritten.values():
+                if owner.grad_fn is not None:
+                    owner.detach_()
+                owner.copy_(values)
+
     def write(self, target: Tensor, value: Tensor) -> Tensor:
         """``target.copy_(value)`` with the value's tag: an in-place operation in two steps."""
         self.unshare(target)
+        self.keep_owned(target)
         target.copy_(value)
         setattr(target, tags.ATTRIBUTE, tag_of(value))
         self.tag_base(target)

@@ -14,8 +14,8 @@ import captum_transformer_attr.ops  # noqa: F401  registers the operations
 from captum_transformer_attr.errors import UnsupportedModelError
 from captum_transformer_attr.ops.attention import Attention
 from captum_transformer_attr.recording.audit import audit
-from captum_transformer_attr.recording.inputs import Inputs, attach
-from captum_transformer_attr.recording.modules import as_evaluated, modules_of, watched
+from captum_transformer_attr.recording.inputs import Inputs, attach, private
+from captum_transformer_attr.recording.modules import as_evaluated, modules_of, owned_by, uncompiled, watched
 from captum_transformer_attr.recording.node import LayoutLostError, Node
 from captum_transformer_attr.recording.outputs import OutputChoice, unwrap
 from captum_transformer_attr.recording.precision import is_half
@@ -126,22 +126,26 @@ def recorded(
     recorder.handle_dtype = torch.float32 if recorder.promote else dtype
     recording: Recording | None = None
     try:
-        with torch.inference_mode(False), torch.enable_grad(), as_evaluated(function):
+        with torch.inference_mode(False), torch.enable_grad(), as_evaluated(function) as put_back, uncompiled():
+            recorder.owned = owned_by(function)
             state = random_state(function)
             values = attach(inputs, recorder.handle_dtype, recorder.promote)
-            recorder.edges = {
-                i: get_gradient_edge(getattr(values[n], HANDLE, values[n])) for i, n in enumerate(inputs.explained)
-            }
+            for i, name in enumerate(inputs.explained):
+                given = getattr(values[name], HANDLE, values[name])
+                recorder.edges[i], recorder.made[given.grad_fn] = get_gradient_edge(given), tag_of(given)  # type: ignore[assignment]
             tapping = contextlib.nullcontext() if tap is None else tap.installed(recorder)
             with dequantised(modules_of(function)), tapping, watched(function, recorder), recorder:
                 args, kwargs = inputs.arguments(values)
                 result = unwrap(function(*args, **kwargs), output)
+            put_back()
+            recorder.restore_owned()
             # The plain forward continues the random numbers, so that a model that uses them gives something else.
             if verify or not all(map(torch.equal, state, random_state(function))):
                 compare(function, inputs, output, result)
             recording = Recording(recorder, inputs, result)
             yield recording
     finally:
+        recorder.restore_owned()
         for node in recorder.nodes:
             node.__dict__.clear()
         recorder.clear()
@@ -156,9 +160,7 @@ def random_state(function: Any) -> list[Tensor]:
 def compare(function: Any, inputs: Inputs, output: OutputChoice, recorded_output: Tensor) -> None:
     """The recorded forward equals the plain one to rounding, or the call fails."""
     with torch.no_grad():
-        args, kwargs = inputs.arguments(
-            {n: v.clone() if isinstance(v, Tensor) else v for n, v in inputs.values.items()}
-        )
+        args, kwargs = inputs.arguments({name: private(value) for name, value in inputs.values.items()})
         plain = unwrap(function(*args, **kwargs), output)
     if plain.shape != recorded_output.shape:
         raise UnsupportedModelError(

@@ -1,0 +1,158 @@
+"""Ways out of the graph, and what is done about each: a path that no signal can follow must not go unnoticed.
+
+``detach``, ``.data`` and ``no_grad`` parts give values that look constant: they are marked (``CUT``), and using them together with values that depend on
+an input is refused by name. So is handing values to Python or NumPy (``item``, ``numpy``), where no mark could follow them, and writing into a tensor
+behind autograd's back. A tensor that came back from where the recorder does not see (a scripted function, an ``autograd.Function``) gets its provenance
+from autograd's own graph; the audit judges what happened in between.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from captum_transformer_attr.errors import UnsupportedOperationError
+from captum_transformer_attr.recording import tags
+from captum_transformer_attr.recording.tags import Tag, tag_of
+
+if TYPE_CHECKING:
+    from captum_transformer_attr.recording.recorder import Recorder
+
+CUT = "_captum_transformer_attr_cut"  # path of the module that took this tensor out of the graph
+UNKNOWN = "_captum_transformer_attr_unknown"  # the same for integers that were computed from token ids in a way that no handle follows
+EXPORTS = frozenset(
+    "item tolist numpy __array__ __float__ __int__ __index__ __complex__ __dlpack__ __deepcopy__ __reduce_ex__".split()
+)
+WAY_OUT = "Way out: register_rule(type(module), relevance=...) for the module around it."
+
+
+def is_data_write(func: Any, name: str) -> bool:
+    """``x.data = value``."""
+    return name == "data" and getattr(func, "__name__", "") == "__set__"
+
+
+def leave(recorder: Recorder, func: Any, name: str, args: Any, kwargs: Any, writes: bool) -> Any:
+    """Run a call that takes live values out of the graph, and mark what it returns.
+
+    Raises:
+        UnsupportedOperationError: if it writes into a live tensor.
+    """
+    if (writes or is_data_write(func, name)) and args[0].requires_grad:
+        raise UnsupportedOperationError(
+            f"module '{recorder.path}' writes into a value behind autograd's back ('{name}' under no_grad or through .data): "
+            f"what depends on it would be explained wrongly. {WAY_OUT}"
+        )
+    result = func(*args, **kwargs)
+    if name in ("detach", "data"):
+        recorder.aliases.add(args[0].untyped_storage().data_ptr())
+    if writes:
+        recorder.marked.append(args[0])
+    for out in results_of(result):
+        if out.is_floating_point() and not out.requires_grad:
+            setattr(out, CUT, recorder.path)
+    return result
+
+
+def results_of(result: Any) -> list[Tensor]:
+    """Tensors that a torch function returned."""
+    if isinstance(result, Tensor):
+        return [result]
+    return [t for r in result for t in results_of(r)] if isinstance(result, (tuple, list)) else []
+
+
+def mark_dropped(recorder: Recorder, result: Any) -> None:
+    """A float that an operation made of live values without a gradient has left the graph as well."""
+    outs = results_of(result)
+    if not any(out.requires_grad for out in outs):
+        for out in outs:
+            if out.is_floating_point():
+                setattr(out, CUT, recorder.path)
+
+
+def pass_marks(result: Any, operands: list[Tensor]) -> None:
+    """What is computed from marked values is marked."""
+    source = next((t for t in operands if hasattr(t, CUT) or hasattr(t, UNKNOWN)), None)
+    if source is None:
+        return
+    path = getattr(source, CUT, None) or getattr(source, UNKNOWN, "")
+    computed = any(hasattr(t, UNKNOWN) for t in operands)
+    for out in results_of(result):
+        if out.is_floating_point():
+            setattr(out, CUT, path)
+        elif computed and out.dtype != torch.bool:
+            setattr(out, UNKNOWN, path)
+
+
+def refuse_export(recorder: Recorder, name: str, operands: list[Tensor]) -> None:
+    """
+    Raises:
+        UnsupportedOperationError: if a float that depends on an input is handed to Python or NumPy.
+    """
+    if any(t.is_floating_point() and (t.requires_grad or hasattr(t, CUT)) for t in operands[:1]):
+        raise UnsupportedOperationError(
+            f"module '{recorder.path}' hands a value that depends on the input to Python or NumPy ('{name}'), where it cannot be followed. {WAY_OUT}"
+        )
+
+
+def refuse_cut(recorder: Recorder, operands: list[Tensor]) -> None:
+    """
+    Raises:
+        UnsupportedOperationError: if a live value meets one that was taken out of the graph.
+    """
+    for t in operands:
+        if hasattr(t, CUT) and not t.requires_grad:
+            raise UnsupportedOperationError(
+                f"module '{getattr(t, CUT)}' takes a value out of the graph (detach, .data, no_grad, or an operation without a gradient) and module "
+                f"'{recorder.path}' uses it again: part of the model would be invisible. {WAY_OUT}"
+            )
+
+
+def refuse_alias(recorder: Recorder, name: str, target: Tensor) -> None:
+    """
+    Raises:
+        UnsupportedOperationError: if a live tensor's memory is written through its detached alias.
+    """
+    if hasattr(target, CUT) and target.untyped_storage().data_ptr() in recorder.aliases:
+        raise UnsupportedOperationError(
+            f"module '{recorder.path}' writes into a value behind autograd's back ('{name}' on a detached alias): "
+            f"what depends on it would be explained wrongly. {WAY_OUT}"
+        )
+
+
+def recover(recorder: Recorder, tensor: Tensor) -> None:
+    """Tag a live tensor that came from where the recorder does not see, by the recorded operations that autograd's graph leads to."""
+    found: dict[int, Tag] = {}
+    stack, seen = [tensor.grad_fn], set()
+    while stack:
+        fn = stack.pop()
+        if fn is None or fn in seen:
+            continue
+        seen.add(fn)
+        tag = recorder.made.get(fn)
+        if tag is not None:
+            found[tag.origin] = tag
+        else:
+            stack += [f for f, _ in fn.next_functions]
+    if not found:
+        raise UnsupportedOperationError(
+            f"module '{recorder.path}' uses a tensor with a gradient graph of its own, which was not made in this forward. "
+            f"Way out: detach buffers and cached tensors before attributing."
+        )
+    setattr(tensor, tags.ATTRIBUTE, recorder.merged(list(found.values())))
+
+
+__all__ = [
+    "CUT",
+    "EXPORTS",
+    "UNKNOWN",
+    "leave",
+    "mark_dropped",
+    "pass_marks",
+    "recover",
+    "refuse_alias",
+    "refuse_cut",
+    "refuse_export",
+    "tag_of",
+]
