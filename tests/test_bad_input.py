@@ -12,6 +12,8 @@ from captum_transformer_attr import (
     TransformerRelevance,
     UnsupportedModelError,
     UnsupportedOperationError,
+    register_rule,
+    unregister_rule,
 )
 
 IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -60,6 +62,24 @@ def test_operation_without_a_rule():
     model = randomise(TinyViT())
     model.blocks[1].mlp[1] = Swirling()
     refused(model, UnsupportedOperationError, r"'Swirl' in module 'blocks\.1\.mlp\.1'.*register_rule")
+
+
+def test_a_registered_rule_supplies_what_is_missing():
+    """The hidden operation is y = 2 · flip(x): its relevance is the output's, flipped back."""
+    model = randomise(TinyViT()).double()
+    model.blocks[1].mlp[1] = Swirling()
+    images = IMAGES.double()
+    register_rule(Swirling, relevance=lambda inputs, output, relevance: relevance.flip(-1))
+    try:
+        _, by_hand = TransformerRelevance(model).attribute(images, target=0, return_convergence_delta=True)
+        heat = TransformerRelevance(model).attribute(images, target=0)
+        register_rule(Swirling, relevance="gradient_x_input")
+        same = TransformerRelevance(model).attribute(images, target=0)
+    finally:
+        unregister_rule(Swirling)
+    assert by_hand.abs().max() < 1e-6
+    assert (heat - same).abs().max() < 1e-6 * heat.abs().max()
+    refused(model, UnsupportedOperationError, "register_rule", images)
 
 
 @pytest.mark.parametrize("target", [4, [0], [0, 9], (0, 1), None])

@@ -14,6 +14,7 @@ from torch import Tensor
 from captum_transformer_attr.errors import UnsupportedOperationError
 from captum_transformer_attr.ops.attention import Attention, Softmax
 from captum_transformer_attr.ops.bilinear import MatMul, unbroadcast
+from captum_transformer_attr.ops.custom import Custom
 from captum_transformer_attr.ops.elementwise import Elementwise, Scale
 from captum_transformer_attr.ops.embedding import Embedding
 from captum_transformer_attr.ops.linear import Linear, LinearMap
@@ -252,7 +253,13 @@ def joining(node: Join, r: Tensor, signal: Flow) -> Grads:
     return node.gradient(r)
 
 
+def custom(node: Custom, r: Tensor, signal: Flow) -> Grads:
+    """What the user registered for the module."""
+    return node.rule.send(node, r, node.rule.flow)
+
+
 TABLE: dict[type[Node], Rule] = {
+    Custom: custom,
     LinearMap: linear_map,
     Linear: linear,
     Attention: attention,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from captum_transformer_attr.ops.attention import FusedAttention, Softmax, ValueProduct
 from captum_transformer_attr.ops.bilinear import MatMul, unbroadcast
+from captum_transformer_attr.ops.custom import Custom
 from captum_transformer_attr.ops.elementwise import Elementwise, Scale
 from captum_transformer_attr.ops.embedding import Embedding
 from captum_transformer_attr.ops.linear import LinearMap, Pool
@@ -176,7 +177,13 @@ def joining(node: Join, r: Tensor, signal: Signal) -> Grads:
     return node.gradient(r)
 
 
+def custom(node: Custom, r: Tensor, signal: Signal) -> Grads:
+    """What the user registered for the module."""
+    return node.rule.send(node, r, node.rule.relevance)
+
+
 TABLE: dict[type[Node], Rule] = {
+    Custom: custom,
     LinearMap: z_plus,
     Pool: proportional,
     MatMul: matrix_product,
