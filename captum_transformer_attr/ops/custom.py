@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from captum_transformer_attr.errors import UnsupportedOperationError
 from captum_transformer_attr.recording.node import Grads, LocalNode
 
 RelevanceRule = Callable[..., Any]
@@ -48,7 +49,7 @@ class CustomRule:
         """Relevance of every live input of the module."""
         inputs = tuple(leaf.detach() for leaf in node.leaves)
         if which == "identity":
-            return (r.expand_as(inputs[0]) if r.shape != inputs[0].shape else r, *(None,) * (len(inputs) - 1))
+            which = first_input
         if which == "gradient_x_input":
             from captum_transformer_attr.rules.table import divide
 
@@ -56,7 +57,21 @@ class CustomRule:
             return tuple(None if g is None else x * g for x, g in zip(inputs, grads, strict=True))
         assert callable(which)
         result = which(inputs, node.y.detach(), r)
-        return result if isinstance(result, tuple) else (result,)
+        result = result if isinstance(result, tuple) else (result,)
+        shapes = [None if part is None else tuple(part.shape) for part in result]
+        if len(result) != len(inputs) or any(
+            s not in (None, tuple(x.shape)) for s, x in zip(shapes, inputs, strict=True)
+        ):
+            raise UnsupportedOperationError(
+                f"the rule registered for module '{node.path}' gives relevance of shapes {shapes} for inputs of shapes {[tuple(x.shape) for x in inputs]}. "
+                f"Way out: return one tensor (or None) per floating input, of its shape."
+            )
+        return result
+
+
+def first_input(inputs: tuple[Tensor, ...], output: Tensor, relevance: Tensor) -> Grads:
+    """Everything to the first input, element by element."""
+    return (relevance, *(None,) * (len(inputs) - 1))
 
 
 RULES: dict[type[nn.Module], CustomRule] = {}

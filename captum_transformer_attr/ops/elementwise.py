@@ -60,8 +60,13 @@ class Scale(Node):
         if not self.divide:
             self.factor = self.constant
             return x * self.constant
-        # The divisor may be a count of integers: its reciprocal needs the precision of x.
-        self.factor = 1 / (self.constant.to(x.dtype) if isinstance(self.constant, Tensor) else self.constant)
+        # The divisor may be a count of integers: its reciprocal needs the precision of x; torch divides by a plain zero as well.
+        divisor = (
+            self.constant
+            if isinstance(self.constant, Tensor)
+            else torch.tensor(self.constant, dtype=x.dtype, device=x.device)
+        )
+        self.factor = 1 / divisor.to(x.dtype)
         return x / self.constant
 
     def gradient(self, g: Tensor) -> Grads:

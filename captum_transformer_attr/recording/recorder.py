@@ -98,9 +98,12 @@ def is_in_place(name: str) -> bool:
     return name.endswith("_") and not name.endswith("__")
 
 
+FLAGS = frozenset("requires_grad_ share_memory_ rename_ detach_".split())
+
+
 def writes(name: str) -> bool:
-    """As ``is_in_place``, assignment to an index included."""
-    return is_in_place(name) or name == "__setitem__"
+    """Whether the function changes the values of its first argument; assignment to an index does, a flag does not."""
+    return (is_in_place(name) and name not in FLAGS) or name == "__setitem__"
 
 
 def tensors_in(values: Iterable[Any]) -> list[Tensor]:

@@ -61,6 +61,13 @@ class Recording:
             raise UnsupportedModelError(
                 "the selected output does not depend on the inputs through differentiable operations"
             )
+        finite = self.selected.detach().isfinite()
+        if not bool(finite.all()):
+            example = int((~finite).nonzero()[0])
+            raise UnsupportedModelError(
+                f"the selected output of example {example} is not finite ({self.selected[example].item()}): nothing can be explained. "
+                f"Way out: check the plain forward; a mask that hides every key of a row gives NaN"
+            )
         if self.recorder.mixes_examples and self.recorder.batch > 1:
             raise LayoutLostError("a slice of the batch axis")
         nodes = set(audit(self.selected)).union(() if self.subtracted is None else audit(self.subtracted))

@@ -1,0 +1,197 @@
+"""An attribution leaves model, arguments and process as it found them, also when something raises in the middle."""
+
+import copy
+import sys
+
+import pytest
+import torch
+from tiny_models import TinyText, TinyViT, randomise
+from torch import nn
+
+from captum_transformer_attr import TransformerRelevance, register_rule, unregister_rule
+
+IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+HOOKS = [n for n in vars(nn.Module()) if "hook" in n]
+GLOBALS = (
+    "torch",
+    "torch.nn.functional",
+    "torch.autograd",
+    "torch.nn.modules.linear",
+    "torch.nn.modules.activation",
+    "timm.layers",
+    "transformers",
+)
+
+
+class Stateful(nn.Module):
+    """Counts its calls in a buffer and an attribute, keeps its activations, may raise or do something else on the way."""
+
+    def __init__(self, disturb=None):
+        super().__init__()
+        self.vit = randomise(TinyViT())
+        self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("kept", torch.zeros(2, 4))
+        self.cache, self.count, self.disturb = {}, 0, disturb
+
+    def forward(self, x):
+        self.calls += 1
+        self.count += 1
+        y = self.vit(x)
+        self.cache["last"] = y
+        self.latest = y
+        self.kept[: len(y)] = y
+        if self.disturb is not None:
+            self.disturb()
+        return y
+
+
+class Broken(nn.Module):
+    def forward(self, x):
+        return x
+
+
+def snapshot(model):
+    """Everything of a model that an attribution could change, and of the process."""
+    modules = {}
+    for path, m in model.named_modules():
+        plain = {k: v for k, v in vars(m).items() if not isinstance(v, (torch.Tensor, dict))}
+        modules[path] = (
+            plain,
+            {k: list(v) if hasattr(v, "__iter__") else v for k, v in ((h, getattr(m, h)) for h in HOOKS)},
+            sorted(vars(m)),
+        )
+    tensors = {
+        name: (
+            id(t),
+            t.detach().clone(),
+            t.requires_grad,
+            t.grad_fn,
+            None if t.grad is None else t.grad.clone(),
+            dict(t.__dict__),
+        )
+        for name, t in (*model.named_parameters(), *model.named_buffers())
+    }
+    process = {name: dict(vars(sys.modules[name])) for name in GLOBALS if name in sys.modules}
+    flags = (
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        torch.get_default_dtype(),
+        torch.are_deterministic_algorithms_enabled(),
+    )
+    return modules, tensors, process, flags, torch.random.get_rng_state(), torch._C._len_torch_function_stack()
+
+
+def assert_same(before, after):
+    assert before[0] == after[0]
+    assert before[1].keys() == after[1].keys()
+    for name, old in before[1].items():
+        new = after[1][name]
+        assert (old[0], old[2], old[3], old[5]) == (new[0], new[2], new[3], new[5]), name
+        assert torch.equal(old[1], new[1]), name
+        assert (old[4] is None) == (new[4] is None) and (old[4] is None or torch.equal(old[4], new[4])), name
+    for name, old in before[2].items():
+        new = after[2][name]
+        assert {k for k in old if old[k] is not new.get(k)} == set(), name
+    assert before[3] == after[3]
+    assert torch.equal(before[4], after[4])
+    assert before[5] == after[5]
+
+
+def prepared(model):
+    """Mixed training modes, a frozen parameter, a gradient, a hook of the user's."""
+    model.train()
+    model.vit.blocks[0].eval()
+    model.vit.head.weight.requires_grad_(False)
+    model.vit.head.bias.grad = torch.ones_like(model.vit.head.bias)
+    model.vit.norm.register_forward_hook(lambda m, a, o: None)
+    return model
+
+
+def test_after_an_attribution():
+    model = prepared(Stateful())
+    twin = copy.deepcopy(model)
+    before, other = snapshot(model), snapshot(twin)
+    images = IMAGES.clone().requires_grad_()
+    TransformerRelevance(model).attribute(images, target=1, return_convergence_delta=True)
+    assert_same(before, snapshot(model))
+    assert_same(other, snapshot(twin))
+    assert model.cache == {} and not hasattr(model, "latest") and model.count == 0
+    assert images.grad is None and torch.equal(images.detach(), IMAGES) and not images.__dict__
+
+
+def stop():
+    raise KeyboardInterrupt
+
+
+def fail():
+    raise RuntimeError("in the forward")
+
+
+@pytest.mark.parametrize(("disturb", "error"), [(fail, RuntimeError), (stop, KeyboardInterrupt)])
+def test_when_the_forward_raises(disturb, error):
+    model = prepared(Stateful(disturb))
+    before = snapshot(model)
+    with pytest.raises(error):
+        TransformerRelevance(model).attribute(IMAGES, target=1)
+    assert_same(before, snapshot(model))
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_when_a_rule_raises(error):
+    def rule(inputs, output, relevance):
+        raise error("in a rule")
+
+    model = prepared(Stateful())
+    model.vit.blocks[1].norm1 = nn.Sequential(model.vit.blocks[1].norm1, Broken())
+    before = snapshot(model)
+    register_rule(Broken, relevance=rule)
+    try:
+        with pytest.raises(error, match="in a rule"):
+            TransformerRelevance(model).attribute(IMAGES, target=1, return_convergence_delta=True)
+    finally:
+        unregister_rule(Broken)
+    assert_same(before, snapshot(model))
+
+
+def test_when_the_target_does_not_fit():
+    model = prepared(Stateful())
+    before = snapshot(model)
+    with pytest.raises(AssertionError):
+        TransformerRelevance(model).attribute(IMAGES, target=(1, 2))
+    assert_same(before, snapshot(model))
+
+
+def test_ids_and_masks_are_left_alone():
+    model = randomise(TinyText())
+    ids = torch.randint(0, 20, (2, 5), generator=torch.Generator().manual_seed(2))
+    before = ids.clone()
+    TransformerRelevance(model).attribute(ids, target=(4, 3))
+    assert torch.equal(ids, before) and not ids.__dict__
+    assert not any(p.__dict__ for p in model.parameters())
+
+
+def test_a_key_value_cache_given_by_the_user_is_left_alone():
+    class Cache:
+        def __init__(self):
+            self.keys = []
+
+    class Caching(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.vit = randomise(TinyViT())
+
+        def forward(self, x, cache):
+            cache.keys.append(x)
+            return self.vit(x) * len(cache.keys)
+
+    cache = Cache()
+    TransformerRelevance(Caching()).attribute(IMAGES, 1, cache)
+    assert cache.keys == []
+
+
+def test_training_goes_on_after_an_attribution():
+    model = Stateful()
+    TransformerRelevance(model).attribute(IMAGES, target=1)
+    model.train()
+    model(IMAGES)[:, 1].sum().backward()
+    assert all(p.grad is not None for p in model.vit.head.parameters())
