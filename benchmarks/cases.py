@@ -1,9 +1,10 @@
-"""Models and methods of the speed and memory benchmarks: random weights, nothing is downloaded."""
+"""Models and methods of the speed and memory benchmarks: random weights, nothing is downloaded; on the GPU if there is one, there in bfloat16 too."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from captum_transformer_attr import (
     TransformerLRP,
     TransformerRelevance,
 )
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @dataclass(frozen=True)
@@ -37,27 +40,28 @@ class Case:
             self.model(**self.inputs) if isinstance(self.inputs, dict) else self.model(self.inputs)
 
 
-def image_case(name: str, batch: int, size: int = 224) -> Case:
+def image_case(name: str, batch: int, size: int = 224, dtype: torch.dtype = torch.float32) -> Case:
     import timm
 
-    model = timm.create_model(name, num_classes=1000).eval()
+    model = timm.create_model(name, num_classes=1000).eval().to(DEVICE, dtype)
     layer = model.norm if hasattr(model, "norm") else None
-    return Case(model, torch.randn(batch, 3, size, size), 1, batch, "images", layer=layer)
+    images = torch.randn(batch, 3, size, size, device=DEVICE, dtype=dtype)
+    return Case(model, images, 1, batch, "images", layer=layer)
 
 
-def bert_case(tokens: int, batch: int = 1) -> Case:
+def bert_case(tokens: int, batch: int = 1, dtype: torch.dtype = torch.float32) -> Case:
     import transformers
 
     config = transformers.BertConfig(num_labels=2)
-    model = transformers.BertForSequenceClassification(config).eval()
+    model = transformers.BertForSequenceClassification(config).eval().to(DEVICE, dtype)
     inputs = {
-        "input_ids": torch.randint(0, config.vocab_size, (batch, tokens)),
-        "attention_mask": torch.ones(batch, tokens, dtype=torch.long),
+        "input_ids": torch.randint(0, config.vocab_size, (batch, tokens), device=DEVICE),
+        "attention_mask": torch.ones(batch, tokens, dtype=torch.long, device=DEVICE),
     }
     return Case(model, inputs, 1, batch * tokens, "tokens", embed=model.bert.embeddings.word_embeddings)
 
 
-def llama_case(tokens: int) -> Case:
+def llama_case(tokens: int, dtype: torch.dtype = torch.float32) -> Case:
     """A Llama-style model of about 125M parameters."""
     import transformers
 
@@ -71,14 +75,14 @@ def llama_case(tokens: int) -> Case:
         max_position_embeddings=16384,
         use_cache=False,
     )
-    model = transformers.LlamaForCausalLM(config).eval()
-    inputs = {"input_ids": torch.randint(0, config.vocab_size, (1, tokens)), "logits_to_keep": 1}
+    model = transformers.LlamaForCausalLM(config).eval().to(DEVICE, dtype)
+    inputs = {"input_ids": torch.randint(0, config.vocab_size, (1, tokens), device=DEVICE), "logits_to_keep": 1}
     return Case(model, inputs, (0, 1), tokens, "tokens", embed=model.model.embed_tokens)
 
 
-CASES: dict[str, Callable[[], Case]] = {
+FLOAT32: dict[str, Callable[..., Case]] = {
     **{
-        f"{short} batch {batch}": lambda name=name, batch=batch: image_case(name, batch)
+        f"{short} batch {batch}": partial(image_case, name, batch)
         for short, name in (
             ("ViT-Ti", "vit_tiny_patch16_224"),
             ("ViT-S", "vit_small_patch16_224"),
@@ -86,14 +90,19 @@ CASES: dict[str, Callable[[], Case]] = {
         )
         for batch in (1, 8, 32)
     },
-    "Swin-T batch 8": lambda: image_case("swin_tiny_patch4_window7_224", 8),
-    "BERT-base 128 tokens": lambda: bert_case(128),
-    "BERT-base 512 tokens": lambda: bert_case(512),
-    "Llama-125M 512 tokens": lambda: llama_case(512),
-    "Llama-125M 2048 tokens": lambda: llama_case(2048),
-    "Llama-125M 8192 tokens": lambda: llama_case(8192),
-    "tiny": lambda: image_case("test_vit", 2, 160),
+    "Swin-T batch 8": partial(image_case, "swin_tiny_patch4_window7_224", 8),
+    "BERT-base 128 tokens": partial(bert_case, 128),
+    "BERT-base 512 tokens": partial(bert_case, 512),
+    "Llama-125M 512 tokens": partial(llama_case, 512),
+    "Llama-125M 2048 tokens": partial(llama_case, 2048),
+    "Llama-125M 8192 tokens": partial(llama_case, 8192),
 }
+CASES: dict[str, Callable[[], Case]] = {
+    **FLOAT32,
+    **({f"{n} bf16": partial(c, dtype=torch.bfloat16) for n, c in FLOAT32.items()} if DEVICE.type == "cuda" else {}),
+    "tiny": partial(image_case, "test_vit", 2, 160),
+}
+STEPS = 50  # of Integrated Gradients
 
 Run = Callable[[], Any]
 
@@ -115,7 +124,7 @@ def ours(case: Case) -> dict[str, Run]:
     }
 
 
-def peers(case: Case, steps: int = 50) -> dict[str, Run]:
+def peers(case: Case, steps: int = STEPS) -> dict[str, Run]:
     """Captum's methods on the same model; token ids enter through their embedding, as Captum's layer wrappers do."""
     if case.embed is None:
         wrapped: nn.Module = ForwardWrapper(case.model)
@@ -164,7 +173,8 @@ def hugging_face_rollout(case: Case) -> Tensor:
             maps = case.model(**case.inputs, output_attentions=True).attentions
     finally:
         case.model.set_attn_implementation(before)
-    result = torch.eye(maps[0].shape[-1]).expand(len(maps[0]), -1, -1)
+    identity = torch.eye(maps[0].shape[-1], device=maps[0].device, dtype=maps[0].dtype)
+    result = identity.expand(len(maps[0]), -1, -1)
     for a in maps:
-        result = (a.mean(1) + torch.eye(a.shape[-1])) / 2 @ result
+        result = (a.mean(1) + identity) / 2 @ result
     return result

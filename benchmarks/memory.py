@@ -20,7 +20,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from benchmarks.cases import CASES, ours, peers
+from benchmarks.cases import CASES, DEVICE, Case, Run, ours, peers
 from captum_transformer_attr.evaluation.machine import circumstances
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
@@ -32,12 +32,17 @@ def peak(case_name: str, method: str) -> float:
     """MiB above the weights, in this process: run once per process."""
     torch.manual_seed(0)
     case = CASES[case_name]()
-    return measured_peak(case.forward if method == FORWARD else (ours(case) | peers(case))[method])
+    return measured_peak(case.forward if method == FORWARD else compared(case)[method])
+
+
+def compared(case: Case) -> dict[str, Run]:
+    """Methods by name; Integrated Gradients goes through its steps in batches, so that more than one batch of them does not need more."""
+    return ours(case) | peers(case, steps=8)
 
 
 def measured_peak(run: Callable[[], Any]) -> float:
     """MiB that a run needs above what the process holds before it."""
-    if torch.cuda.is_available():
+    if DEVICE.type == "cuda":
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         run()
@@ -99,13 +104,13 @@ def main(
     unknown = [n for n in names if n not in CASES]
     if unknown:
         raise typer.BadParameter(f"unknown case {unknown[0]!r}; known: {', '.join(CASES)}")
-    about = circumstances(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    about = circumstances(DEVICE)
     results = []
     console = Console()
     with Progress(console=console) as progress:
         for name in names:
             case = CASES[name]()
-            methods = [FORWARD, *(m for m in ours(case) | peers(case) if only in m)]
+            methods = [FORWARD, *(m for m in compared(case) if only in m)]
             if smoke:
                 methods = [FORWARD, "TransformerRelevance"]
             found = {}

@@ -17,7 +17,7 @@ import torch
 import typer
 from rich.progress import Progress
 
-from benchmarks.cases import Case, ours
+from benchmarks.cases import DEVICE, Case, ours
 from benchmarks.memory import measured_peak
 from benchmarks.speed import seconds
 from captum_transformer_attr.evaluation.machine import circumstances
@@ -43,8 +43,8 @@ def llama(tokens: int, batch: int) -> Case:
         use_cache=False,
     )
     torch.manual_seed(0)
-    model = transformers.LlamaForCausalLM(config).eval()
-    inputs = {"input_ids": torch.randint(0, 1000, (batch, tokens)), "logits_to_keep": 1}
+    model = transformers.LlamaForCausalLM(config).eval().to(DEVICE)
+    inputs = {"input_ids": torch.randint(0, 1000, (batch, tokens), device=DEVICE), "logits_to_keep": 1}
     return Case(model, inputs, (0, 1), batch * tokens, "tokens")
 
 
@@ -119,7 +119,7 @@ def main(
                     curves[over][method].append(in_subprocess(tokens, batch, method, repeat))
                     progress.advance(task)
     output.mkdir(parents=True, exist_ok=True)
-    about = circumstances(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    about = circumstances(DEVICE)
     (output / "scaling.json").write_text(json.dumps({"about": about, "curves": curves}, indent=1))
     draw(curves, output / "scaling.png")
 

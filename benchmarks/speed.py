@@ -5,12 +5,16 @@
     python -m benchmarks.speed --smoke                        # the smallest case, once
 
 Repetitions are interleaved (forward, method 1, method 2, ..., forward, ...), after one warm-up; medians and the spread are reported.
+A method whose warm-up takes longer than a minute is counted with that one run; Integrated Gradients is left out where it would take longer than
+`--longest`. With CTA_LXT_PYTHON, a Python that has `lxt` (see peers_lxt.py), its AttnLRP is timed on BERT and Llama, against the forward of its own process.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import statistics
+import subprocess
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,42 +25,76 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from benchmarks.cases import CASES, ours, peers
+from benchmarks.cases import CASES, DEVICE, STEPS, ours, peers
 from captum_transformer_attr.evaluation.machine import circumstances
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
 
 
 def seconds(run: Any) -> float:
-    if torch.cuda.is_available():
+    if DEVICE.type == "cuda":
         torch.cuda.synchronize()
     start = time.perf_counter()
     run()
-    if torch.cuda.is_available():
+    if DEVICE.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - start
 
 
-def measure(name: str, repeat: int, with_peers: bool, only: str, progress: Progress) -> dict[str, Any]:
+LONG = 60.0  # seconds; a longer warm-up is the only run
+
+
+def measure(name: str, repeat: int, with_peers: bool, only: str, longest: float, progress: Progress) -> dict[str, Any]:
     """One case: seconds of every repetition, per method."""
     case = CASES[name]()
     methods = ours(case) | (peers(case) if with_peers else {})
     methods = {m: run for m, run in methods.items() if only in m}
     times: dict[str, list[float]] = {"forward": [], **{m: [] for m in methods}}
+    single: set[str] = set()
+    first_forward = 0.0
     task = progress.add_task(name, total=(repeat + 1) * (len(methods) + 1))
     failed: dict[str, str] = {}
     for repetition in range(repeat + 1):
         for method, run in {"forward": case.forward, **methods}.items():
-            if method not in failed:
-                try:
-                    elapsed = seconds(run)
-                except (RuntimeError, ValueError, TypeError, AttributeError, AssertionError) as error:
-                    failed[method] = f"{type(error).__name__}: {str(error).splitlines()[0][:100]}"
-                else:
-                    if repetition:  # the first is the warm-up
-                        times[method].append(elapsed)
             progress.advance(task)
-    return {"case": name, "items": case.items, "unit": case.unit, "seconds": times, "failed": failed}
+            if method in failed or (repetition and method in single):
+                continue
+            expected = 3 * STEPS * first_forward if method.startswith("IntegratedGradients") else 0.0
+            if expected > longest:
+                failed[method] = f"left out: about {expected:.0f} s"
+                continue
+            try:
+                elapsed = seconds(run)
+            except (RuntimeError, ValueError, TypeError, AttributeError, AssertionError) as error:
+                failed[method] = f"fails: {type(error).__name__}: {str(error).splitlines()[0][:100]}"
+                continue
+            if method == "forward" and not repetition:
+                first_forward = elapsed
+            elif not repetition and elapsed > LONG:
+                single.add(method)
+            if repetition or method in single:
+                times[method].append(elapsed)
+    result = {"case": name, "items": case.items, "unit": case.unit, "seconds": times, "failed": failed}
+    if with_peers and os.environ.get("CTA_LXT_PYTHON") and only in "lxt AttnLRP":
+        result["lxt"] = lxt_multiple(name, repeat)
+    return result
+
+
+def lxt_multiple(name: str, repeat: int) -> float | None:
+    """Multiple of the plain forward that AttnLRP of ``lxt`` takes in a process of its own; None where lxt has no patch for the model."""
+    family, tokens = name.split("-")[0].lower(), name.split()[1]
+    if family not in ("bert", "llama") or "bf16" in name:
+        return None
+    worker = Path(__file__).parent / "speed_lxt_worker.py"
+    threads = str(torch.get_num_threads())
+    done = subprocess.run(
+        [os.environ["CTA_LXT_PYTHON"], str(worker), family, tokens, str(repeat), threads],
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise RuntimeError(f"lxt on {name}: {done.stderr.strip().splitlines()[-1]}")
+    return float(done.stdout.strip().splitlines()[-1])
 
 
 def rows(result: dict[str, Any]) -> list[tuple[str, str, str, str]]:
@@ -65,13 +103,15 @@ def rows(result: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     found = []
     for method, times in result["seconds"].items():
         if method in result["failed"]:
-            found.append((method, "fails", result["failed"][method], ""))
+            found.append((method, "", result["failed"][method], ""))
         elif times:
             low, middle, high = min(times), statistics.median(times), max(times)
-            spread = f"{low / forward:.2f} - {high / forward:.2f}"
+            spread = f"{low / forward:.2f} - {high / forward:.2f}" if len(times) > 1 else "one run"
             found.append(
                 (method, f"{middle / forward:.2f}", spread, f"{result['items'] / middle:.1f} {result['unit']}/s")
             )
+    if result.get("lxt"):
+        found.append(("lxt AttnLRP", f"{result['lxt']:.2f}", "median, own process", ""))
     return found
 
 
@@ -91,6 +131,7 @@ def main(
     only: Annotated[str, typer.Option(help="only methods whose name contains this")] = "",
     smoke: Annotated[bool, typer.Option(help="the smallest case, once, without writing results")] = False,
     output: Annotated[Path, typer.Option(help="folder of the results")] = RESULTS,
+    longest: Annotated[float, typer.Option(help="seconds above which Integrated Gradients is left out")] = 240.0,
     threads: Annotated[int, typer.Option(help="CPU threads, 0 for torch's default")] = 0,
 ) -> None:
     """Time every method on every case."""
@@ -101,12 +142,11 @@ def main(
     if unknown:
         raise typer.BadParameter(f"unknown case {unknown[0]!r}; known: {', '.join(CASES)}")
     console, results = Console(), []
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    about = {**circumstances(device), "threads": torch.get_num_threads(), "repetitions": repeat}
+    about = {**circumstances(DEVICE), "threads": torch.get_num_threads(), "repetitions": repeat}
     with Progress(console=console) as progress:
         for name in names:
             torch.manual_seed(0)
-            results.append(measure(name, 1 if smoke else repeat, peers, only, progress))
+            results.append(measure(name, 1 if smoke else repeat, peers, only, longest, progress))
             table = Table("method", "× forward", "spread", "rate", title=name)
             for row in rows(results[-1]):
                 table.add_row(*row)
