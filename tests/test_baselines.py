@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+import transformers as T
+from test_attention_relevance import golden as published
 from test_goldens import bert, close, vit
 from tiny_models import Block, TinyText, TinyViT, randomise
 from torch import nn
@@ -89,6 +91,53 @@ def test_bert_rollout(implementation):
     inputs = {name: golden.get_tensor(name) for name in ("input_ids", "attention_mask")}
     got = AttentionRollout(model).attribute_tokens(inputs, golden.get_tensor("targets"))["input_ids"]
     close(got[:, 1:], golden.get_tensor("map.rollout")[:, 1:], 1e-9)
+
+
+def joint_step(first, second, **parts):
+    """Rows of (A + I) over their sums for the tokens of two streams together; ``parts`` by who asks and who is asked."""
+    step = torch.eye(first + second, dtype=torch.float64)
+    axis = {"a": slice(0, first), "b": slice(first, None)}
+    for name, part in parts.items():
+        step[axis[name[0]], axis[name[1]]] += part
+    return step / step.sum(-1, keepdim=True)
+
+
+def test_rollout_across_modalities():
+    """LXMERT as one graph over text and image tokens; both directions of a co-attention read what was there before."""
+    want, model = published("lxmert_generic_attention", T.LxmertForQuestionAnswering, T.LxmertConfig)
+    inputs = {name: want[name] for name in ("input_ids", "visual_feats", "visual_pos")}
+    method = AttentionRollout(model)
+    got = method.attribute_tokens(inputs, want["targets"])
+    maps = [record.attention.mean(1) for record in method.attention_records(inputs, want["targets"])]
+    for i in range(2):
+        a = [m[i] for m in maps]
+        steps = [dict(aa=a[0]), dict(aa=a[1]), dict(bb=a[2]), dict(bb=a[3])]
+        steps += [dict(ab=a[4], ba=a[5]), dict(aa=a[6]), dict(bb=a[7])]
+        steps += [dict(ab=a[8], ba=a[9]), dict(aa=a[10]), dict(bb=a[11]), dict(ab=a[12]), dict(aa=a[13])]
+        rows = torch.eye(14, dtype=torch.float64)
+        for step in steps:
+            rows = joint_step(8, 6, **step) @ rows
+        close(got["input_ids"][i, 1:], rows[0, 1:8], 1e-9)
+        close(got["visual_feats"][i], rows[0, 8:], 1e-9)
+
+
+def test_rollout_of_an_encoder_and_a_decoder():
+    settings = dict(d_model=16, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2, vocab_size=40)
+    settings |= dict(decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, max_position_embeddings=16)
+    model = randomise(T.BartForConditionalGeneration(T.BartConfig(**settings)).double())
+    draw = torch.Generator().manual_seed(0)
+    inputs = {
+        "input_ids": torch.randint(4, 40, (1, 5), generator=draw),
+        "decoder_input_ids": torch.randint(4, 40, (1, 3), generator=draw),
+    }
+    method = AttentionRollout(model)
+    got = method.attribute_tokens(inputs, (1, 7))
+    a = [record.attention.mean(1)[0] for record in method.attention_records(inputs, (1, 7))]
+    rows = torch.eye(8, dtype=torch.float64)
+    for step in (dict(bb=a[0]), dict(bb=a[1]), dict(aa=a[2]), dict(ab=a[3]), dict(aa=a[4]), dict(ab=a[5])):
+        rows = joint_step(3, 5, **step) @ rows
+    close(got["input_ids"][0], rows[1, 3:], 1e-9)
+    close(got["decoder_input_ids"][0, [0, 2]], rows[1, [0, 2]], 1e-9)
 
 
 def last_attention(model, ids):

@@ -175,14 +175,19 @@ def carried_forward(node: Sum, a: Attention, values: Tensor) -> Tensor:
     """Values of the attention's query rows ``(..., rows)`` at the tokens of the residual sum behind it, averaged over heads.
 
     The flow from the sum back to the attention's output is linear in what is sent; its transpose carries values the other way, through whatever
-    windows, shifts and heads lie between.
+    windows, shifts and heads lie between. An attention within the stream that is asked (an encoder, the other modality) reaches the sum through
+    another attention only: its rows are none of the sum's, and 0 is returned.
     """
     recorder = node.recorder
     outer, recorder.signal = recorder.signal, Flow(no_weights, (), ())
     try:
         with torch.enable_grad():
             probe = torch.zeros(node.shape, dtype=values.dtype, device=values.device, requires_grad=True)
-            (arrived,) = torch.autograd.grad(recorder.captured[node], recorder.captured[a], probe, create_graph=True)
+            (arrived,) = torch.autograd.grad(
+                recorder.captured[node], recorder.captured[a], probe, create_graph=True, allow_unused=True
+            )
+            if arrived is None or not arrived.requires_grad:
+                return values.new_zeros(())
             (result,) = torch.autograd.grad(arrived.sum(-1), probe, values.expand(arrived.shape[:-1]))
     finally:
         recorder.signal = outer
