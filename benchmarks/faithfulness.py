@@ -48,6 +48,9 @@ OURS = (
     "AttentionGradCam",
     "PartialLRP",
     "RelevanceRollout",
+    "FullGradPlus",
+    "AttCAT",
+    "LeGrad",
 )
 FAST_PEERS = ("InputXGradient", "LayerGradCam")
 SLOW_PEERS = ("IntegratedGradients", "GradientShap", "Occlusion")

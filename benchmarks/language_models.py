@@ -1,15 +1,18 @@
 """MoRF and LeRF curves of the explained logit on a causal language model and a sentence classifier.
 
 Tokens are truly removed, the most relevant first (MoRF: the logit should fall) or the least relevant first (LeRF: it
-should stay). The first and the
-last token always stay: beginning of sequence or [CLS], and the token that asks for the next one or [SEP].
+should stay). The first and the last token always stay: beginning of sequence or [CLS], and the token that asks for the
+next one or [SEP].
 
-    python benchmarks/language_models.py [--data ../shared/data] [--count 200] [--out docs/results/language_models.md]
+    python -m benchmarks.language_models [--data ../shared/data] [--count 200] [--out docs/results/language_models.md]
+
+A JSON file with every number is written beside the Markdown file.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import time
 from collections.abc import Callable
@@ -22,8 +25,10 @@ from torch import Tensor, nn
 
 import captum_transformer_attr as cta
 from captum_transformer_attr.datasets import SstRationales
+from captum_transformer_attr.evaluation import circumstances
 from captum_transformer_attr.evaluation.language import sampled_prompts
 from captum_transformer_attr.metrics.bootstrap import bootstrap
+from captum_transformer_attr.visualization.files import check_writable, write_files
 
 FRACTIONS = tuple(i / 10 for i in range(1, 10))
 ORDERS = ("MoRF", "LeRF")
@@ -95,8 +100,9 @@ def ours(method: Any) -> Callable[[Task, Inputs, Tensor], Tensor]:
 
 
 def random_scores(task: Task, inputs: Inputs, chosen: Tensor) -> Tensor:
-    """Uniform noise."""
-    return torch.rand(inputs["input_ids"].shape, generator=torch.Generator().manual_seed(0))
+    """Uniform noise, other noise for other inputs."""
+    ids = inputs["input_ids"]
+    return torch.rand(ids.shape, generator=torch.Generator().manual_seed(int(ids.sum())))
 
 
 def input_x_gradient(task: Task, inputs: Inputs, chosen: Tensor) -> Tensor:
@@ -196,6 +202,17 @@ def gap(curves: Tensor) -> Tensor:
     return (curves[:, 1] - curves[:, 0]).mean(1)
 
 
+def numbers(results: dict[str, tuple[Tensor, float]]) -> dict[str, Any]:
+    """One task for JSON: the mean curves, the area between them with its interval, seconds."""
+    found = {}
+    for method, (curves, seconds) in results.items():
+        (area,) = bootstrap(gap(curves))
+        mean = dict(zip(ORDERS, curves.mean(0).tolist(), strict=True))
+        interval = {"value": area.value, "low": area.low, "high": area.high}
+        found[method] = {**mean, "LeRF - MoRF": interval, "seconds_per_example": seconds, "examples": len(curves)}
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("CTA_DATA") or "../shared/data"))
@@ -203,20 +220,37 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--out", type=Path, help="Markdown file to write")
     arguments = parser.parse_args()
+    if arguments.out:
+        check_writable(arguments.out)
     torch.set_num_threads(1)
+    how = circumstances()
+    versions = ", ".join(f"{name} {how['versions'][name]}" for name in ("python", "torch", "transformers"))
     parts = [
         "# Removing tokens from language models",
         "",
+        f"`{how['command']}`",
+        "",
+        f"{how['machine']}; {versions}; commit {how['commit']}; {how['date']}.",
+        "",
         "Mean change of the explained logit (the model's own choice) while 10, 20, …, 90 % of the tokens are removed, "
-        "the most relevant first (MoRF) or the least relevant first (LeRF). Made by `benchmarks/language_models.py`.",
+        "the most relevant first (MoRF) or the least relevant first (LeRF).",
         "",
     ]
+    tasks = {}
     for name in arguments.tasks:
-        parts.append(table(name, run(TASKS[name](arguments.data, arguments.count))))
+        results = run(TASKS[name](arguments.data, arguments.count))
+        parts.append(table(name, results))
+        tasks[name] = numbers(results)
     text = "\n".join(parts)
     print(text)
     if arguments.out:
-        arguments.out.write_text(text)
+        page = json.dumps({**how, "fractions": FRACTIONS, "tasks": tasks}, indent=1) + "\n"
+        write_files(
+            {
+                arguments.out.with_suffix(".json"): lambda path: path.write_text(page, encoding="utf-8"),
+                arguments.out: lambda path: path.write_text(text, encoding="utf-8"),
+            }
+        )
 
 
 if __name__ == "__main__":
