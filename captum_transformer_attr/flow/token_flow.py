@@ -120,6 +120,8 @@ def residual(node: Sum, r: Tensor, signal: Flow) -> Grads:
         )
         share = r if attentions or (node.tags[0].attention == 0 and not inputs) else r / 2
         shares: list[Tensor | None] = [share, share]
+    elif node.trunk is None and signal.trunk_only:
+        shares = [r, r]  # two streams with attentions of their own: each brings its tokens' identity
     else:
         through = None if signal.trunk_only else attending
         shares = [trunk if i == node.trunk else through if node.attends[i] else None for i in (0, 1)]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from captum_transformer_attr.ops.attention import Attention
 from captum_transformer_attr.ops.bilinear import unbroadcast
 from captum_transformer_attr.ops.elementwise import scaled
 from captum_transformer_attr.recording import layout as lay
@@ -19,8 +21,9 @@ from captum_transformer_attr.recording.tags import Tag, tag_of
 class Sum(Node):
     """``a + b``, both live.
 
-    trunk: 0 or 1, the operand the other one was computed from (a residual's trunk); None for siblings.
-    attends: whether each operand went through an attention that the trunk did not.
+    trunk: 0 or 1, the operand the other one was computed from (a residual's trunk), or the only one without an attention of its own; None for siblings.
+    attends: whether each operand went through an attention that the trunk (among siblings: the other one) did not; ``attentions`` is the bit set of
+    all attention calls so far.
     fork: origin of the values that ``branch``, an attention branch with a residual of its own, brings here a second time; None if there is none.
     """
 
@@ -29,15 +32,15 @@ class Sum(Node):
     a: Tensor
     b: Tensor
 
-    def __init__(self, a: Tag, b: Tag) -> None:
-        self.tags = (a, b)
+    def __init__(self, a: Tag, b: Tag, attentions: int) -> None:
+        self.tags, self.attentions = (a, b), attentions
+        own = (bool(a.ancestors & ~b.ancestors & attentions), bool(b.ancestors & ~a.ancestors & attentions))
         self.trunk = trunk_of(a, b)
-        reference = self.tags[self.trunk].attention if self.trunk is not None else min(a.attention, b.attention)
-        self.attends = (a.attention > reference, b.attention > reference)
-        further = further_branch(a, b) if self.trunk is None else None
-        if further is not None:
-            self.trunk, inner = further
-            self.attends = (self.trunk == 1 and a.attention > inner, self.trunk == 0 and b.attention > inner)
+        if self.trunk is None:
+            self.trunk = further_branch(a, b)
+        if self.trunk is None and own[0] != own[1]:
+            self.trunk = own.index(False)  # a projected shortcut, a local branch beside the attention
+        self.attends = (own[0] and self.trunk != 0, own[1] and self.trunk != 1)
         self.fork: int | None = None
         self.branch: Tensor | None = None
 
@@ -60,33 +63,40 @@ class Sum(Node):
         """This sum is itself a branch beside ``trunk`` (attention plus MLP, both added to it): neither operand is a trunk."""
         self.trunk = None
         self.fork = None
-        self.attends = tuple(t.attention > trunk.attention for t in self.tags)  # type: ignore[assignment]
+        first, second = (bool(t.ancestors & ~trunk.ancestors & self.attentions) for t in self.tags)
+        self.attends = (first, second)
+
+
+def attention_origins(recorder: Recorder) -> int:
+    """Bit set of the attention calls over tokens so far."""
+    calls = (node for node in recorder.captured if isinstance(node, Attention) and not node.over_channels)
+    return functools.reduce(lambda bits, node: bits | 1 << node.tag.origin, calls, 0)
 
 
 def trunk_of(a: Tag, b: Tag) -> int | None:
-    """Which operand is the residual trunk: the one the other came from; for a projected shortcut the one with fewer weighted operations.
+    """Which operand is the residual trunk: the one the other came from, as it is or scaled.
 
     Rows of one tensor (two read-out tokens that are averaged) are siblings, scaled or not.
     """
     if common_root(a, b) >= 0:
         return None
-    if b.comes_from(a):
-        return 0
-    if a.comes_from(b):
-        return 1
-    if a.attention == b.attention:
-        return None
-    return 0 if (a.weighted, a.attention) <= (b.weighted, b.attention) else 1
+    for position, (trunk, branch) in enumerate(((a, b), (b, a))):
+        if branch.comes_from(trunk):
+            return position
+    for position, (trunk, branch) in enumerate(((a, b), (b, a))):
+        if trunk.root >= 0 and branch.ancestors >> trunk.root & 1:
+            return position
+    return None
 
 
-def further_branch(a: Tag, b: Tag) -> tuple[int, int] | None:
-    """In ``((x + f(x)) + g(x)) + h(x)`` the position of the sum so far, and the attention depth of ``x``; else None."""
+def further_branch(a: Tag, b: Tag) -> int | None:
+    """In ``((x + f(x)) + g(x)) + h(x)`` the position of the sum so far; else None."""
     for position, (first, second) in enumerate(((a, b), (b, a))):
         inner = first.sum_of
         while isinstance(inner, Sum) and inner.trunk is not None:
             trunk = inner.tags[inner.trunk]
             if second.comes_from(trunk):
-                return position, trunk.attention
+                return position
             inner = trunk.sum_of
     return None
 
@@ -151,7 +161,7 @@ def add(recorder: Recorder, a: Any, b: Any) -> Any:
     assert ta is not None and tb is not None
     shape = torch.broadcast_shapes(a.shape, b.shape)
     layout = lay.broadcast([(ta.layout, a.shape), (tb.layout, b.shape)], shape)
-    node = Sum(ta, tb)
+    node = Sum(ta, tb, attention_origins(recorder))
     if node.trunk is not None:
         branch = (tb, ta)[node.trunk]
         if isinstance(branch.sum_of, Sum):

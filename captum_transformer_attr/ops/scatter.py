@@ -26,7 +26,7 @@ class Accumulation(Sum):
     label = "sum of contributions"
 
     def __init__(self, a: Tag, b: Tag) -> None:
-        super().__init__(a, b)
+        super().__init__(a, b, 0)
         self.trunk, self.fork, self.attends = None, None, (False, False)
 
 
