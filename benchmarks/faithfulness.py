@@ -10,8 +10,10 @@ on where it stopped (`--work`).
 
 from __future__ import annotations
 
+import math
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -38,27 +40,34 @@ from captum_transformer_attr.evaluation import (
 OURS = (
     "TransformerRelevance",
     "AttentionRelevance",
-    "TokenStatisticsRelevance",
-    "TransformerLRP",
-    "TransformerLRP:rules=attnlrp",
-    "TransformerLRP:rules=cp",
-    "TransformerLRP:rules=libra",
+    "FullGradPlus",
     "AttentionRollout",
     "RawAttention",
-    "AttentionGradCam",
+    "TransformerLRP:rules=attnlrp",
+    "TransformerLRP:rules=libra",
+    "TokenStatisticsRelevance",
     "PartialLRP",
-    "RelevanceRollout",
-    "FullGradPlus",
     "AttCAT",
+    "TransformerLRP",
+    "TransformerLRP:rules=cp",
+    "RelevanceRollout",
+    "AttentionGradCam",
     "LeGrad",
 )
 FAST_PEERS = ("InputXGradient", "LayerGradCam")
 SLOW_PEERS = ("IntegratedGradients", "GradientShap", "Occlusion")
-STATISTICS = tuple(f"TokenStatisticsRelevance:side={side}" for side in ("none", "key", "query", "row")) + tuple(
-    f"TokenStatisticsRelevance:side={side}:{option}"
-    for side in ("none", "key")
-    for option in ("start=gradient_x_activation", "merging=activation")
+SLOW_IMAGE_PEERS = ("IntegratedGradients:n_steps=20", "GradientShap:n_samples=10", "Occlusion")
+SIDES = tuple(f"TokenStatisticsRelevance:side={side}" for side in ("none", "query", "row"))
+STATISTICS = (
+    "TokenStatisticsRelevance",
+    *SIDES,
+    *(
+        f"TokenStatisticsRelevance:side={side}:{option}"
+        for side in ("none", "key")
+        for option in ("start=gradient_x_activation", "merging=activation")
+    ),
 )
+IMAGE = (RANDOM, CENTER, *FAST_PEERS, *OURS)
 METHODS = {
     "statistics": (
         *STATISTICS,
@@ -70,7 +79,7 @@ METHODS = {
         RANDOM,
         CENTER,
     ),
-    "image": (*OURS, "TransformerRelevance:start_layer=1", *FAST_PEERS, *SLOW_PEERS, RANDOM, CENTER),
+    "image": (*IMAGE, "TransformerRelevance:start_layer=1", *SIDES, *SLOW_IMAGE_PEERS),
     "text": (*OURS, "InputXGradient", *SLOW_PEERS, RANDOM),
     "question": (*OURS, "InputXGradient", *SLOW_PEERS, RANDOM),
     "fast": (*OURS, *FAST_PEERS, RANDOM),
@@ -86,12 +95,33 @@ def methods_of(names: tuple[str, ...]) -> list[Method]:
     return resolve([CONTROLS[name]() if name in CONTROLS else name for name in names])
 
 
-def run_task(task: Task, kind: str, methods: tuple[str, ...], batch_size: int, work: Path | None) -> TaskResult:
-    """One table, with a progress bar over all methods and examples."""
-    chosen = methods_of(methods or METHODS[kind])
+def run_task(
+    task: Task,
+    kind: str,
+    methods: tuple[str, ...],
+    batch_size: int,
+    work: Path | None,
+    precision: torch.dtype | None = None,
+    slow_count: int | None = None,
+) -> TaskResult:
+    """One table, with a progress bar over all methods and examples.
+
+    Methods of `SLOW_PEERS` are measured on `slow_count` examples, spread over the others'.
+    """
+    named = methods or METHODS[kind]
+    slow = [name for name in named if slow_count and name in (*SLOW_PEERS, *SLOW_IMAGE_PEERS)]
+    parts = [([name for name in named if name not in slow], task.indices)]
+    parts.append((slow, task.indices[:: math.ceil(len(task.indices) / slow_count)] if slow_count else ()))
+    results = []
     with progress_bar() as bar:
-        advance = _advance(bar, task.name, len(chosen), len(task.indices))
-        return evaluate(task, chosen, batch_size=batch_size, folder=work, advance=advance)
+        for names, indices in parts:
+            if names:
+                chosen, task.indices = methods_of(tuple(names)), indices
+                advance = _advance(bar, task.name, len(chosen), len(indices))
+                results.append(
+                    evaluate(task, chosen, batch_size=batch_size, folder=work, advance=advance, precision=precision)
+                )
+    return replace(results[0], rows=tuple(row for result in results for row in result.rows))
 
 
 def _advance(bar: Progress, name: str, methods: int, examples: int):  # noqa: ANN202
@@ -115,11 +145,20 @@ def main(
     prefix: Annotated[str, typer.Option(help="Of the files' names.")] = "faithfulness",
     work: Annotated[Path, typer.Option(help="Folder that keeps finished work.")] = Path("build/faithfulness"),
     threads: Annotated[int | None, typer.Option(help="Of torch on the CPU.")] = None,
+    precision: Annotated[
+        str, typer.Option(help="bfloat16: altered inputs are asked about under autocast; attributions never are.")
+    ] = "float32",
+    slow_count: Annotated[
+        int | None, typer.Option(help=f"Examples for {', '.join(name.partition(':')[0] for name in SLOW_PEERS)}.")
+    ] = None,
     smoke: Annotated[bool, typer.Option("--smoke", help="Two examples and three methods per task.")] = False,
 ) -> None:
     """Measure and write the tables."""
     if half not in ("all", "even", "odd"):
         raise typer.BadParameter(f"--half must be all, even or odd, not {half}")
+    if precision not in ("float32", "bfloat16"):
+        raise typer.BadParameter(f"--precision must be float32 or bfloat16, not {precision}")
+    asked = None if precision == "float32" else torch.bfloat16
     unknown = [name for name in tasks or () if name not in TASKS]
     if unknown:
         raise typer.BadParameter(f"no task {unknown[0]}; tasks: {', '.join(TASKS)}")
@@ -139,7 +178,7 @@ def main(
             console.print(f"{name}: skipped, {error}")
             continue
         start = time.perf_counter()
-        result = run_task(task, TASKS[name].kind, methods, batch_size, None if smoke else work)
+        result = run_task(task, TASKS[name].kind, methods, batch_size, None if smoke else work, asked, slow_count)
         stem = output / f"{prefix}-{name}"
         write([result], circumstances(), stem, f"Faithfulness: {result.title}")
         console.print(f"{name}: {len(result.rows)} methods in {time.perf_counter() - start:.0f} s, {stem}.md")

@@ -21,7 +21,7 @@ from captum_transformer_attr.evaluation.language import LanguageTask, sampled_pr
 from captum_transformer_attr.loading import PreprocessingOptions, load_model
 
 HALF = (0.5, 0.5, 0.5)
-PROTOCOL = ("perturbation", "perturbation-squares", "saco", "discriminativeness")
+SQUARES = ("perturbation-squares", "saco", "discriminativeness")
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,11 @@ class Options:
     max_length: int | None = None
 
     def indices(self, length: int, count: int) -> list[int]:
-        """Which examples of a data set."""
-        return spread(length, self.count or count, self.half)
+        """Which examples of a data set; both halves in turn, so that a run over all goes on from one over the odd half."""
+        number = self.count or count
+        if self.half != "all":
+            return spread(length, number, self.half)
+        return spread(length, number, "odd") + spread(length, number, "even")
 
 
 def _vit(options: Options) -> Any:
@@ -50,9 +53,9 @@ def _vit(options: Options) -> Any:
     return load_model("vit_tiny_patch16_224", weights, PreprocessingOptions(mean=HALF, std=HALF, squash=True))
 
 
-def _vit_imagenet(options: Options, metrics: tuple[str, ...] = PROTOCOL, name: str = "vit-imagenet") -> Task:
+def _vit_imagenet(options: Options, metrics: tuple[str, ...] = ("perturbation",), name: str = "vit-imagenet") -> Task:
     reader = LabelledImages(options.data / "imagenet_samples")
-    indices = options.indices(len(reader), 60 if "captum" in metrics else 300)
+    indices = options.indices(len(reader), 300 if metrics == ("perturbation",) else 60)
     return ImageTask(name, "ViT-Tiny on ImageNet samples", _vit(options), reader, metrics, indices)
 
 
@@ -60,18 +63,24 @@ def _vit_imagenet_captum(options: Options) -> Task:
     return _vit_imagenet(options, ("captum",), "vit-imagenet-captum")
 
 
+def _vit_imagenet_squares(options: Options) -> Task:
+    return _vit_imagenet(options, SQUARES, "vit-imagenet-squares")
+
+
 def _vit_boxes(options: Options) -> Task:
     reader = TinyImageNetValidation(options.data / "tiny_imagenet_val" / "val.tar.gz")
-    indices = options.indices(len(reader), 600)
-    return ImageTask("vit-boxes", "ViT-Tiny on Tiny ImageNet boxes", _vit(options), reader, ("pointing",), indices)
+    indices = options.indices(len(reader), 300)
+    metrics = ("pointing", "corners")
+    return ImageTask("vit-boxes", "ViT-Tiny on Tiny ImageNet boxes", _vit(options), reader, metrics, indices)
 
 
 def _swin(options: Options) -> Task:
     folder = options.data / "swin_tinyimagenet20"
     model = load_model(str(folder / "model.safetensors"), None, PreprocessingOptions(squash=True))
     reader = BoxedImages(folder / "validation_images.zip", folder / "validation.json")
-    indices = options.indices(len(reader), 500)
-    return ImageTask("swin", "Swin on its held-out images", model, reader, (*PROTOCOL, "pointing"), indices)  # type: ignore[arg-type]
+    indices = options.indices(len(reader), 300)
+    metrics = ("perturbation", "perturbation-squares", "discriminativeness", "pointing", "corners")
+    return ImageTask("swin", "Swin on its held-out images", model, reader, metrics, indices)  # type: ignore[arg-type]
 
 
 STATISTICS = ("perturbation", "discriminativeness", "pointing", "corners")
@@ -87,16 +96,8 @@ def _swin_statistics(options: Options) -> Task:
         model,
         reader,
         STATISTICS,
-        options.indices(len(reader), 400),
+        options.indices(len(reader), 300),
     )  # type: ignore[arg-type]
-
-
-def _vit_statistics(options: Options) -> Task:
-    reader = TinyImageNetValidation(options.data / "tiny_imagenet_val" / "val.tar.gz")
-    indices = options.indices(len(reader), 300)
-    return ImageTask(
-        "vit-statistics", "ViT-Tiny and layer-norm statistics", _vit(options), reader, ("pointing", "corners"), indices
-    )
 
 
 def _sst(options: Options) -> Task:
@@ -166,11 +167,11 @@ TASKS: dict[str, Entry] = {
     "digits-vit": Entry(_digits_vit, "image"),
     "digits-swin": Entry(_digits_swin, "image"),
     "vit-imagenet": Entry(_vit_imagenet, "image", ("vit_tiny_imagenet", "imagenet_samples")),
+    "vit-imagenet-squares": Entry(_vit_imagenet_squares, "image", ("vit_tiny_imagenet", "imagenet_samples")),
     "vit-imagenet-captum": Entry(_vit_imagenet_captum, "fast", ("vit_tiny_imagenet", "imagenet_samples")),
     "vit-boxes": Entry(_vit_boxes, "image", ("vit_tiny_imagenet", "tiny_imagenet_val")),
     "swin": Entry(_swin, "image", ("swin_tinyimagenet20",)),
     "swin-statistics": Entry(_swin_statistics, "statistics", ("swin_tinyimagenet20",)),
-    "vit-statistics": Entry(_vit_statistics, "statistics", ("vit_tiny_imagenet", "tiny_imagenet_val")),
     "minilm-sst": Entry(_sst, "text", ("minilm_sst2", "sst_rationales")),
     "minilm-movies": Entry(_movies, "text", ("minilm_sst2", "eraser_movies")),
     "stories": Entry(_stories, "text", ("stories260k",)),

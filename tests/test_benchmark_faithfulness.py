@@ -21,7 +21,11 @@ def missing(name: str) -> str:
     return f"{DATA / folders[0]} is not there (set CTA_DATA)" if folders else ""
 
 
-LONG = ("vit-imagenet", "vit-imagenet-captum")  # fifty forwards at 224 x 224 per example and method
+LONG = (
+    "vit-imagenet",
+    "vit-imagenet-squares",
+    "vit-imagenet-captum",
+)  # fifty forwards at 224 x 224 per example and method
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in LONG else n for n in TASKS])

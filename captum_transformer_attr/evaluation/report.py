@@ -61,14 +61,17 @@ def _table(result: TaskResult) -> list[str]:
         lines += [f"{len(result.skipped)} examples skipped: {named}{more}.", ""]
     # A reference such as the chance level is the same in every row: it stands below the table.
     shown = [i for i, column in enumerate(heads) if column.better]
-    titles = ["method", *(heads[i].name + ARROWS[heads[i].better] for i in shown), "s"]
+    # Slow methods may have been measured on fewer examples.
+    numbers = len(counts) > 1
+    titles = ["method", *(heads[i].name + ARROWS[heads[i].better] for i in shown), "s", *["examples"] * numbers]
     lines += ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
     best = {i: _best([row.columns[i] for row in result.rows if row.columns]) for i in shown}
     for row in result.rows:
         if row.error:
             continue
         cells = [_cell(row.columns[i], best[i]) for i in shown]
-        lines.append("| " + " | ".join([row.method, *cells, f"{row.seconds:.3g}"]) + " |")
+        end = [f"{row.seconds:.3g}", *[str(row.examples)] * numbers]
+        lines.append("| " + " | ".join([row.method, *cells, *end]) + " |")
     references = [f"{column.name} {_number(column.estimate.value)}" for column in heads if not column.better]
     if references:
         lines += ["", "Reference: " + ", ".join(references) + "."]

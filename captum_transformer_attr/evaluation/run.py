@@ -17,6 +17,7 @@ from captum_transformer_attr.evaluation.batch import Batch, scatter, select
 from captum_transformer_attr.evaluation.measures import Column
 from captum_transformer_attr.evaluation.store import Progress, Store
 from captum_transformer_attr.evaluation.task import Task
+from captum_transformer_attr.recording.outputs import unwrap
 
 Advance = Callable[[str, int, int], None]
 """Told the method's name, the examples done and their number, after every batch."""
@@ -69,6 +70,7 @@ def evaluate(
     advance: Advance | None = None,
     save_every: float = 30.0,
     seed: int = 0,
+    precision: torch.dtype | None = None,
 ) -> TaskResult:
     """Measures every method on a task.
 
@@ -83,13 +85,18 @@ def evaluate(
         advance: called after every batch.
         save_every: seconds between two savings within a method.
         seed: of the bootstrap intervals.
+        precision: the measures ask the model about altered inputs under autocast to this type, e.g. `torch.bfloat16`;
+            attributions are always computed in the model's own.
     """
     store = Store(folder)
     # An interrupted method goes on at a batch's end, which lies elsewhere for another batch size.
     description = {**task.description(), "batch_size": batch_size}
+    if precision is not None:
+        description["precision"] = str(precision)
+    forward = task.model if precision is None else autocast_forward(task.model, precision, task.device)
     rows = []
     for method in methods:
-        progress = Progress({measure.name: measure.accumulator(task.model) for measure in task.measures})
+        progress = Progress({measure.name: measure.accumulator(forward) for measure in task.measures})
         store.load(description, method.name, progress)
         _run(task, method, progress, store, description, batch_size, advance, save_every)
         columns: list[Column] = []
@@ -99,7 +106,20 @@ def evaluate(
         seconds = progress.seconds / max(progress.done, 1)
         rows.append(MethodRow(method.name, tuple(columns), seconds, progress.done, progress.error))
     skipped = tuple(entry.reason for entry in task.skipped)
-    return TaskResult(task.name, task.title, tuple(rows), skipped, task.description())
+    described = {**task.description(), **({} if precision is None else {"precision": str(precision)})}
+    return TaskResult(task.name, task.title, tuple(rows), skipped, described)
+
+
+def autocast_forward(
+    model: torch.nn.Module, precision: torch.dtype, device: torch.device
+) -> Callable[..., torch.Tensor]:
+    """The model's logits in float32, computed under autocast."""
+
+    def forward(*args: Any, **kwargs: Any) -> torch.Tensor:
+        with torch.autocast(device.type, precision):
+            return unwrap(model(*args, **kwargs)).float()
+
+    return forward
 
 
 def attribute_roles(method: Method, task: Task, batch: Batch) -> dict[str, Any]:

@@ -40,7 +40,8 @@ class Progress:
 class Store:
     """A folder with one file per task and method.
 
-    A file whose description (model, data, metrics, options) is another one is not used and is overwritten.
+    A file whose description (model, data, metrics, options) is another one is not used and is overwritten, unless it
+    holds the first examples of the run: then the run goes on behind them.
 
     Args:
         folder: made if missing; None keeps nothing.
@@ -60,10 +61,15 @@ class Store:
                 arrays = {name: torch.from_numpy(file[name]) for name in file.files if name != "header"}
         except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError):
             return  # a damaged file is work lost, not an error: it is done again
-        if header["description"] != _plain(description):
+        if header["description"] == _plain(description):
+            progress.finished, usable = header["finished"], header["done"]
+        else:
+            usable = shared_examples(header, _plain(description))
+            arrays = {key: values[:usable] for key, values in arrays.items()}
+        if usable == 0 and not header["error"]:
             return
-        progress.done, progress.seconds = header["done"], header["seconds"]
-        progress.finished, progress.error = header["finished"], header["error"]
+        progress.done, progress.seconds = usable, header["seconds"] * usable / max(header["done"], 1)
+        progress.error = header["error"]
         for name, accumulator in progress.accumulators.items():
             columns = {key.split("/", 1)[1]: value for key, value in arrays.items() if key.split("/", 1)[0] == name}
             if columns:
@@ -100,6 +106,17 @@ class Store:
         if self.folder is None:
             return None
         return self.folder / _file_name(str(description["task"])) / f"{_file_name(method)}.npz"
+
+
+def shared_examples(header: Mapping[str, Any], description: Mapping[str, Any]) -> int:
+    """How many stored examples a longer run with otherwise the same description begins with, in whole batches."""
+    stored = dict(header["description"])
+    wanted = dict(description)
+    first, longer = stored.pop("indices", None), wanted.pop("indices", None)
+    if stored != wanted or not first or list(longer)[: len(first)] != list(first):
+        return 0
+    size = wanted.get("batch_size") or 1
+    return int(header["done"]) // size * size
 
 
 def _file_name(text: str) -> str:
