@@ -100,22 +100,28 @@ def _swin_statistics(options: Options) -> Task:
     )  # type: ignore[arg-type]
 
 
-def _sst(options: Options) -> Task:
+def _sst(options: Options, metrics: tuple[str, ...] = ("rationale", "perturbation"), name: str = "minilm-sst") -> Task:
     model: Any = load_model(str(options.data / "minilm_sst2"))
     reader = SstRationales(options.data / "sst_rationales" / "sst_rationales.jsonl")
-    metrics = ("perturbation", "perturbation-mask", "saco", "rationale")
-    indices = options.indices(len(reader), 263)
+    indices = options.indices(len(reader), 263 if "rationale" in metrics else 60)
     title = "MiniLM on SST sentences with rationales"
-    return TextTask("minilm-sst", title, model, reader, metrics, indices, k=(1, 3, 5, 8), max_length=options.max_length)
+    return TextTask(name, title, model, reader, metrics, indices, k=(1, 3, 5, 8), max_length=options.max_length)
 
 
-def _movies(options: Options) -> Task:
+def _sst_masked(options: Options) -> Task:
+    return _sst(options, ("perturbation-mask", "saco"), "minilm-sst-masked")
+
+
+def _movies(options: Options, metrics: tuple[str, ...] = ("rationale",), name: str = "minilm-movies") -> Task:
     model: Any = load_model(str(options.data / "minilm_sst2"))
     reader = Joined(*(Eraser(options.data / "eraser_movies", split) for split in ("val", "test")))
-    metrics = ("rationale", "perturbation")
-    indices = options.indices(len(reader), 399)
+    indices = options.indices(len(reader), 399 if "rationale" in metrics else 60)
     title = "MiniLM on ERASER movie reviews"
-    return TextTask("minilm-movies", title, model, reader, metrics, indices, max_length=options.max_length)
+    return TextTask(name, title, model, reader, metrics, indices, max_length=options.max_length)
+
+
+def _movies_removal(options: Options) -> Task:
+    return _movies(options, ("perturbation",), "minilm-movies-removal")
 
 
 def _digits_vit(options: Options) -> Task:
@@ -173,7 +179,9 @@ TASKS: dict[str, Entry] = {
     "swin": Entry(_swin, "image", ("swin_tinyimagenet20",)),
     "swin-statistics": Entry(_swin_statistics, "statistics", ("swin_tinyimagenet20",)),
     "minilm-sst": Entry(_sst, "text", ("minilm_sst2", "sst_rationales")),
-    "minilm-movies": Entry(_movies, "text", ("minilm_sst2", "eraser_movies")),
+    "minilm-sst-masked": Entry(_sst_masked, "text", ("minilm_sst2", "sst_rationales")),
+    "minilm-movies": Entry(_movies, "fast", ("minilm_sst2", "eraser_movies")),
+    "minilm-movies-removal": Entry(_movies_removal, "fast", ("minilm_sst2", "eraser_movies")),
     "stories": Entry(_stories, "text", ("stories260k",)),
     "visualbert": Entry(_visualbert, "question", ("easy_vqa",)),
     "lxmert": Entry(_lxmert, "question", ("easy_vqa",)),
