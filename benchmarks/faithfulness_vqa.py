@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from benchmarks.trained_models.easy_vqa import GRID_SIZE, load_easy_vqa, shape_mask
+from benchmarks.trained_models.easy_vqa import GRID_SIZE, load_easy_vqa, shape_mask, shape_patches
 from benchmarks.trained_models.vqa_models import load_lxmert_vqa, load_visualbert_vqa
 from captum_transformer_attr.datasets import Skipped
 from captum_transformer_attr.evaluation import Batch, Measure, Task, spread
@@ -27,15 +27,43 @@ class VqaTask(Task):
         architecture: which of the trained models.
         count: number of questions, spread over the test split.
         half: `"even"`, `"odd"` or `"all"` of them.
+        needs_region: only questions whose answer changes when the patches of the shape are removed. More than half of
+            all answers do not: "no" is what the models answer when they see nothing.
     """
 
-    def __init__(self, architecture: Literal["visualbert", "lxmert"], count: int, half: str = "all") -> None:
+    def __init__(
+        self,
+        architecture: Literal["visualbert", "lxmert"],
+        count: int,
+        half: str = "all",
+        needs_region: bool = False,
+    ) -> None:
         self.trained = load_visualbert_vqa() if architecture == "visualbert" else load_lxmert_vqa()
         self.data = load_easy_vqa("test")
         self.regions = "visual_embeds" if architecture == "visualbert" else "visual_feats"
         name = {"visualbert": "VisualBERT", "lxmert": "LXMERT"}[architecture]
         indices = spread(len(self.data), count, half)
-        super().__init__(architecture, f"{name} on easy-VQA questions", self.trained.model, self._measures(), indices)
+        title, task = f"{name} on easy-VQA questions", architecture
+        if needs_region:
+            # Twice and a half as many are looked at, which leaves about as many as were asked for.
+            indices = self._needing_the_region(spread(len(self.data), 5 * count // 2, half))[:count]
+            title, task = f"{title} whose answer needs the shape", f"{architecture}-needs-shape"
+        super().__init__(task, title, self.trained.model, self._measures(), indices)
+
+    @torch.no_grad()
+    def _needing_the_region(self, indices: list[int]) -> list[int]:
+        """Those whose top answer is another one without the patches of the shape."""
+        chosen = []
+        for row in indices:
+            image = self.data.images[self.data.image_indices[row]]
+            inputs = self.trained.inputs(image[None], [self.data.questions[row]])
+            kept = torch.from_numpy(~shape_patches(image).flatten())
+            along = (self.regions, "visual_attention_mask", "visual_token_type_ids", "visual_pos")
+            without = {name: value[:, kept] if name in along else value for name, value in inputs.items()}
+            answers = [unwrap(self.trained.model(**given)).argmax().item() for given in (inputs, without)]
+            if answers[0] != answers[1]:
+                chosen.append(row)
+        return chosen
 
     def _measures(self) -> list[Measure]:
         words = TokenRemoval("delete", keep=self.trained.tokenizer.all_special_ids)

@@ -1,9 +1,11 @@
 """Bi-modal explanations measured where the relevant region is known: VQA perturbation (ICCV 2021) and detector masks.
 
-    python -m benchmarks.vqa_perturbation                 # docs/results/vqa.md and vqa.json
-    python -m benchmarks.vqa_perturbation --count 40      # a quick look
+    python -m benchmarks.vqa_perturbation                        # docs/results/vqa.md and vqa.json
+    python -m benchmarks.vqa_perturbation --count 40 --scenes 5  # a quick look
 
-Questions come from easy-VQA (environment variable CTA_DATA, default ../shared/data), scenes are made on the spot.
+Questions come from easy-VQA (environment variable CTA_DATA, default ../shared/data), scenes are made on the spot. An
+interrupted run goes on where it stopped (`--work`). What stands in the page below the heading "Reading the tables" is
+written by hand and kept.
 """
 
 from __future__ import annotations
@@ -11,187 +13,104 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import torch
 import typer
-from torch import Tensor
+from rich.progress import Progress
 
-from benchmarks.trained_models.digit_detector import detector_inputs, load_digit_detr
-from benchmarks.trained_models.easy_vqa import PATCH_SIZE, load_easy_vqa, shape_mask
-from benchmarks.trained_models.vqa_models import TrainedVqa, load_lxmert_vqa, load_visualbert_vqa, vqa_logits
-from captum_transformer_attr.comparison import Method, element_scores, resolve
-from captum_transformer_attr.detection import otsu_mask
-from captum_transformer_attr.digit_scenes import make_scenes
-from captum_transformer_attr.evaluation import random_method
-from captum_transformer_attr.metrics import TokenRemoval, curve_area, perturbation_curve
+from benchmarks.detector_masks import COLUMNS, SEED, measure_masks
+from benchmarks.faithfulness_vqa import VqaTask
+from benchmarks.trained_models.vqa_models import ARCHITECTURES
+from benchmarks.vqa_methods import question_methods
+from captum_transformer_attr.cli.progress import progress_bar
+from captum_transformer_attr.evaluation import TaskResult, as_json, as_markdown, circumstances, evaluate
+from captum_transformer_attr.evaluation.run import Advance
+from captum_transformer_attr.evaluation.store import Store
+from captum_transformer_attr.metrics import Estimate
 
-METHODS = (
-    "AttentionRelevance",
-    "AttentionRelevance:normalize=false",
-    "AttentionRelevance:self_terms=false",
-    "TransformerRelevance",
-    "TransformerLRP",
-    "AttentionRollout",
-    "RawAttention",
-    "AttentionGradCam",
-    "InputXGradient",
-)
-ORDERS = ("positive", "negative")
-LOADERS: dict[str, Callable[[], TrainedVqa]] = {"VisualBERT": load_visualbert_vqa, "LXMERT": load_lxmert_vqa}
+TITLE = "Bi-modal explanations where the relevant region is known"
+NOTES = "## Reading the tables"
 
 
-def methods() -> list[Method]:
-    """What is compared, random scores last."""
-    return [*resolve(list(METHODS)), random_method()]
+def advance_bar(bar: Progress, name: str) -> Advance:
+    """A line of the bar that starts anew with every method."""
+    line = bar.add_task(name)
+
+    def advance(method: str, done: int, total: int) -> None:
+        bar.update(line, completed=done, total=total, description=f"{name}: {method}")
+
+    return advance
 
 
-# ---------------------------------------------------------------------- questions
-def measure_questions(trained: TrainedVqa, count: int, batch: int = 20) -> dict[str, dict[str, Any]]:
-    """Per method the perturbation curves of image and question, their areas, and the share of scores on the shape."""
-    data = load_easy_vqa("test")
-    rows = np.linspace(0, len(data) - 1, count).astype(int)
-    regions = "visual_embeds" if trained.architecture == "visualbert" else "visual_feats"
-    removals = {
-        "image": (regions, region_removal(regions)),
-        "question": ("input_ids", TokenRemoval("delete", keep=trained.tokenizer.all_special_ids)),
-    }
-    found: dict[str, dict[str, Any]] = {}
-    for method in methods():
-        curves: dict[str, list[Tensor]] = {}
-        shares: list[Tensor] = []
-        for start in range(0, count, batch):
-            chosen = rows[start : start + batch]
-            images = data.images[data.image_indices[chosen]]
-            inputs = trained.inputs(images, [data.questions[row] for row in chosen])
-            with torch.no_grad():
-                predicted = vqa_logits(trained.model(**inputs)).argmax(1)
-            scores = method.attribute(trained.model, inputs, predicted)
-            for part, (entry, removal) in removals.items():
-                for order in ORDERS:
-                    curve = perturbation_curve(
-                        lambda **given: vqa_logits(trained.model(**given)),
-                        inputs,
-                        element_scores(scores[entry]),
-                        predicted,
-                        order=order,
-                        removal=removal,
-                        measure="accuracy",
-                    )
-                    curves.setdefault(f"{part} {order}", []).append(curve)
-            shares.append(shape_share(element_scores(scores[regions]), images))
-        whole = {name: torch.cat(parts) for name, parts in curves.items()}
-        fractions = removals["image"][1].fractions
-        found[method.name] = {
-            "auc": {name: float(curve_area(curve, fractions).mean()) for name, curve in whole.items()},
-            "curves": {name: curve.float().mean(0).tolist() for name, curve in whole.items()},
-            "share on the shape": float(torch.cat(shares).mean()),
-        }
-    return found
-
-
-def region_removal(regions: str) -> TokenRemoval:
-    """Image regions are truly removed, with their boxes and types."""
-    along = ("visual_token_type_ids", "visual_pos")
-    return TokenRemoval("delete", tokens=regions, attention_mask="visual_attention_mask", along=along)
-
-
-def shape_share(scores: Tensor, images: np.ndarray) -> Tensor:
-    """Share of the positive scores ``(N, patches)`` that lies on pixels of the shape, spread evenly over each patch."""
-    masks = torch.stack([torch.from_numpy(shape_mask(image)) for image in images]).float()
-    inside = torch.nn.functional.avg_pool2d(masks[:, None], PATCH_SIZE)[:, 0].flatten(1)
-    positive = scores.clamp(min=0)
-    total = positive.sum(1)
-    return (positive * inside).sum(1) / torch.where(total == 0, 1, total)
-
-
-# ---------------------------------------------------------------------- detections
-def measure_masks(count: int, confidence: float = 0.5, batch: int = 8) -> dict[str, dict[str, float]]:
-    """Per method the mean IoU of the Otsu masks of rightly named digits with their exact pixels."""
-    model = load_digit_detr()
-    scenes = make_scenes(count, seed=20_000)
-    totals: dict[str, list[float]] = {}
-    for method in methods():
-        for start in range(0, count, batch):
-            inputs = detector_inputs(scenes.images[start : start + batch])
-            with torch.no_grad():
-                best, label = model(**inputs).logits.softmax(-1)[..., :-1].max(-1)
-            for i in range(len(best)):
-                one = {"pixel_values": inputs["pixel_values"][i : i + 1]}
-                for query in (best[i] >= confidence).nonzero().flatten().tolist():
-                    name = int(label[i, query])
-                    if not scenes.labels[start + i, name]:
-                        continue
-                    scores = method.attribute(model, one, (query, name))
-                    relevance = element_scores(scores["pixel_values"])[0]
-                    for at in ("tokens", "pixels"):
-                        grid = relevance if at == "pixels" else torch.nn.functional.avg_pool2d(relevance[None], 4)[0]
-                        mask = otsu_mask(grid, relevance.shape, at)
-                        truth = scenes.masks[start + i, name].bool().numpy()
-                        union = (mask | truth).sum()
-                        totals.setdefault(f"{method.name}|{at}", []).append(float((mask & truth).sum() / max(union, 1)))
-    result: dict[str, dict[str, float]] = {}
-    for key, values in totals.items():
-        name, at = key.split("|")
-        result.setdefault(name, {})[f"IoU at {at}"] = float(np.mean(values))
-        result[name]["objects"] = len(values)
-    return result
-
-
-# ---------------------------------------------------------------------- report
-def table(rows: dict[str, Sequence[float]], columns: Sequence[str]) -> str:
-    """A Markdown table."""
-    lines = ["| method | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    lines += [f"| {name} | " + " | ".join(f"{value:.3g}" for value in values) + " |" for name, values in rows.items()]
-    return "\n".join(lines)
-
-
-def report(questions: dict[str, dict[str, Any]], masks: dict[str, dict[str, float]], count: int, scenes: int) -> str:
-    """The whole page."""
-    parts = [
-        "# Bi-modal explanations where the relevant region is known",
+def mask_table(masks: Mapping[str, Mapping[str, Estimate]], scenes: int) -> list[str]:
+    """The detector's table in Markdown; the best of a column is bold."""
+    best = {column: max(row[column].value for row in masks.values()) for column in COLUMNS}
+    objects = next(iter(masks.values()))[COLUMNS[0]].count
+    lines = [
+        f"## DETR on digit scenes: masks of {objects} digits in {scenes} scenes",
         "",
-        "`python -m benchmarks.vqa_perturbation`",
-        "",
+        "| method | " + " | ".join(f"{column} ↑" for column in COLUMNS) + " |",
+        "|---" * (len(COLUMNS) + 1) + "|",
     ]
-    for name, found in questions.items():
-        columns = [
-            f"{part} {order} {'↓' if order == 'positive' else '↑'}"
-            for part in ("image", "question")
-            for order in ORDERS
-        ]
-        rows = {m: [*r["auc"].values(), r["share on the shape"]] for m, r in found.items()}
-        parts += [f"## {name}, {count} questions", "", table(rows, [*columns, "share on the shape ↑"]), ""]
-    columns = ["IoU at tokens ↑", "IoU at pixels ↑", "objects"]
-    rows = {m: [r["IoU at tokens"], r["IoU at pixels"], r["objects"]] for m, r in masks.items()}
-    parts += [f"## DETR masks, {scenes} scenes", "", table(rows, columns), ""]
-    return "\n".join(parts)
+    for name, row in masks.items():
+        cells = [f"**{row[c].value:.3f}**" if row[c].value == best[c] else f"{row[c].value:.3f}" for c in COLUMNS]
+        half = (row[COLUMNS[1]].high - row[COLUMNS[1]].low) / 2
+        cells[1] += f" <sub>± {half:.3f}</sub>"
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def masks_as_json(masks: Mapping[str, Mapping[str, Estimate]]) -> dict[str, Any]:
+    """Values with their intervals."""
+    return {
+        name: {c: {"value": e.value, "low": e.low, "high": e.high, "objects": e.count} for c, e in row.items()}
+        for name, row in masks.items()
+    }
+
+
+def notes(page: Path) -> str:
+    """The hand-written end of an earlier page."""
+    text = page.read_text(encoding="utf-8") if page.is_file() else ""
+    _, heading, rest = text.partition(NOTES)
+    return f"\n{heading}{rest}" if heading else ""
 
 
 def write_whole(path: Path, text: str) -> None:
     """Write under a temporary name, then move into place."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=path.suffix, delete=False) as file:
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=path.suffix, delete=False, encoding="utf-8") as file:
         file.write(text)
     os.chmod(file.name, 0o644)
     os.replace(file.name, path)
 
 
 def main(
-    count: Annotated[int, typer.Option(min=2, help="Questions per model.")] = 200,
+    count: Annotated[int, typer.Option(min=2, help="Questions per model; half as many that need the shape.")] = 200,
     scenes: Annotated[int, typer.Option(min=1, help="Scenes for the detector.")] = 40,
     output: Annotated[Path, typer.Option(help="Without ending.")] = Path("docs/results/vqa"),
+    work: Annotated[Path, typer.Option(help="Folder that keeps finished work.")] = Path("build/vqa"),
+    batch_size: Annotated[int, typer.Option(min=1)] = 20,
     threads: Annotated[int, typer.Option(min=1)] = 1,
 ) -> None:
     """Measure and write the tables."""
     torch.set_num_threads(threads)
-    questions = {name: measure_questions(load(), count) for name, load in LOADERS.items()}
-    masks = measure_masks(scenes)
-    write_whole(output.with_suffix(".json"), json.dumps({"questions": questions, "masks": masks}, indent=1))
-    write_whole(output.with_suffix(".md"), report(questions, masks, count, scenes))
+    results: list[TaskResult] = []
+    with progress_bar() as bar:
+        for architecture in ARCHITECTURES:
+            methods = question_methods(crossing=architecture == "lxmert")
+            for only in (False, True):
+                task = VqaTask(architecture, count // 2 if only else count, needs_region=only)
+                advance = advance_bar(bar, task.name)
+                results.append(evaluate(task, methods, batch_size=batch_size, folder=work, advance=advance))
+        masks = measure_masks(scenes, Store(work), advance_bar(bar, "detr"))
+    facts = circumstances()
+    detector = {"scenes": scenes, "seed": SEED, "methods": masks_as_json(masks)}
+    page = as_markdown(results, facts, TITLE) + "\n" + "\n".join(mask_table(masks, scenes)) + "\n"
+    write_whole(output.with_suffix(".json"), json.dumps(as_json(results, facts) | {"masks": detector}, indent=1) + "\n")
+    write_whole(output.with_suffix(".md"), page + notes(output.with_suffix(".md")))
 
 
 if __name__ == "__main__":
