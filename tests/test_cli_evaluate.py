@@ -60,6 +60,27 @@ def test_table_holds_every_method_and_the_chance_level(data: Path, capsys: pytes
     assert list(Path().iterdir()) == []
 
 
+def test_coco_explains_the_predicted_class(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its pictures have regions of several categories and no label."""
+    pytest.importorskip("pycocotools")
+    size = {"width": 32, "height": 32}
+    left_half = [0, 0, 16, 0, 16, 32, 0, 32]
+    instances = {
+        "images": [{"id": number, "file_name": f"{number}.png", **size} for number in range(4)],
+        "annotations": [
+            {"id": number, "image_id": number, "category_id": 17, "bbox": [0, 0, 16, 32], "segmentation": [left_half]}
+            | {"iscrowd": 0, "area": 512}
+            for number in range(4)
+        ],
+        "categories": [{"id": 17, "name": "cat"}],
+    }
+    (data / "instances.json").write_text(json.dumps(instances))
+    arguments = ["coco", data / "data", "--annotations", data / "instances.json", "-m", data / "vit.safetensors"]
+    assert evaluate(*arguments, "--method", "Random", "--json") == 0
+    metrics = json.loads(capsys.readouterr().out)["tasks"][0]["methods"]["Random"]["metrics"]
+    assert metrics["chance"]["value"] == pytest.approx(0.5)
+
+
 def test_files_and_terminal(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate(*boxed(data), "--method", "Random,InputXGradient", "--count", 2, "-o", "result") == 0
     captured = capsys.readouterr()

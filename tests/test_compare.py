@@ -307,3 +307,18 @@ def test_scores_fit_shap_plots(bag: Bag, words: dict[str, Tensor]) -> None:
     scores = compare(bag, words, 0, ["InputXGradient"])["InputXGradient"].scores()[0].numpy()
     page = shap.plots.text(shap.Explanation(values=scores, base_values=0.0, data=np.array(list("abcd"))), display=False)
     assert "<svg" in page or "<div" in page
+
+
+def test_a_method_keeps_its_object_for_one_model() -> None:
+    """Our classes compare their recording with a plain forward once per shape; so must a method called batch by batch."""
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, embed_dim=12, depth=1, num_heads=2, num_classes=3)
+    calls: list[int] = []
+    model.register_forward_hook(lambda *_: calls.append(1))
+    images, one = torch.randn(2, 3, 32, 32), method("AttentionRelevance")
+    one.attribute(model.eval(), images, 0)
+    first = len(calls)
+    again = one.attribute(model, images, 1)
+    assert len(calls) - first == 1 < first
+    assert torch.equal(again, method("AttentionRelevance").attribute(model, images, 1))
+    other = timm.create_model("vit_tiny_patch16_224", img_size=32, embed_dim=12, depth=1, num_heads=2, num_classes=3)
+    assert not torch.equal(one.attribute(other.eval(), images, 1), again)

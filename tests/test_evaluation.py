@@ -244,11 +244,49 @@ class TestResuming:
         more = task(6, ("pointing",))
         assert evaluate(more, [method], folder=tmp_path).rows[0].examples == 6
 
+    def test_a_longer_run_goes_on_behind_the_stored_examples(self, tmp_path: Path) -> None:
+        explained: list[int] = []
+
+        def counting(model: nn.Module, inputs: Tensor, target: Tensor) -> Tensor:
+            explained.append(len(inputs))
+            return quarter_map(model, inputs, target)
+
+        methods = [Method("Counting", counting)]
+        evaluate(task(7, ("pointing",)), methods, batch_size=3, folder=tmp_path)
+        assert sum(explained) == 7
+        explained.clear()
+        longer = evaluate(task(12, ("pointing",)), methods, batch_size=3, folder=tmp_path)
+        # The seventh example stood in a batch of its own and is done again with its neighbours.
+        assert sum(explained) == 6
+        assert longer.rows[0].examples == 12
+        fresh = evaluate(task(12, ("pointing",)), methods, batch_size=3)
+        assert values(longer, "Counting") == pytest.approx(values(fresh, "Counting"), rel=1e-12, nan_ok=True)
+
     def test_a_damaged_file_is_done_again(self, tmp_path: Path) -> None:
         evaluate(task(4, ("pointing",)), [PERFECT], folder=tmp_path)
         (file,) = tmp_path.rglob("*.npz")
         file.write_bytes(file.read_bytes()[:-40])
         assert values(evaluate(task(4, ("pointing",)), [PERFECT], folder=tmp_path), "Perfect")["pointing"] == 1
+
+
+def test_precision_is_that_of_the_altered_inputs_alone() -> None:
+    seen: list[torch.dtype] = []
+    attributing: list[bool] = []
+    one = task(4, ("perturbation",))
+
+    def watch(module: nn.Module, arguments: Any, output: Tensor) -> None:
+        seen.append(torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32)
+
+    def watched(model: nn.Module, inputs: Tensor, target: Tensor) -> Tensor:
+        attributing.append(torch.is_autocast_enabled("cpu"))
+        return quarter_map(model, inputs, target)
+
+    one.model.register_forward_hook(watch)
+    result = evaluate(one, [Method("Watched", watched)], precision=torch.bfloat16)
+    assert attributing == [False] * len(attributing) and attributing
+    assert seen.count(torch.float32) == 1  # the clean logits of the one batch
+    assert seen.count(torch.bfloat16) == 2 * 9  # two directions; predicted and label are the same in these four
+    assert result.description["precision"] == "torch.bfloat16"
 
 
 class TestControls:

@@ -86,7 +86,13 @@ IMAGES = {
     ),
     "tiny-imagenet": DataSet(lambda path, _: TinyImageNetValidation(path), ("pointing",)),
     "boxed-images": DataSet(lambda path, index: BoxedImages(path, cast(Path, index)), ("pointing",), annotations=True),
-    "coco": DataSet(lambda path, index: CocoInstances(path, cast(Path, index)), ("pointing",), annotations=True),
+    # Many objects of many categories per picture, no one label: the predicted class is explained.
+    "coco": DataSet(
+        lambda path, index: CocoInstances(path, cast(Path, index)),
+        ("pointing",),
+        annotations=True,
+        mask_role="predicted",
+    ),
 }
 TEXTS = {
     "sst2": DataSet(lambda path, _: Sst2(path), ("perturbation",)),

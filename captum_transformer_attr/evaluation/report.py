@@ -44,8 +44,8 @@ def as_markdown(results: Sequence[TaskResult], circumstances: Mapping[str, Any],
 def write(results: Sequence[TaskResult], circumstances: Mapping[str, Any], stem: Path, title: str) -> None:
     """Writes `<stem>.md` and `<stem>.json`; each is complete or not there."""
     stem.parent.mkdir(parents=True, exist_ok=True)
-    _write(stem.with_suffix(".json"), json.dumps(as_json(results, circumstances), indent=1) + "\n")
-    _write(stem.with_suffix(".md"), as_markdown(results, circumstances, title))
+    write_text(stem.with_suffix(".json"), json.dumps(as_json(results, circumstances), indent=1) + "\n")
+    write_text(stem.with_suffix(".md"), as_markdown(results, circumstances, title))
 
 
 def _table(result: TaskResult) -> list[str]:
@@ -137,7 +137,8 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Writes a file that is complete or not there."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:

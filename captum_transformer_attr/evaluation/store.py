@@ -62,14 +62,13 @@ class Store:
         except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError):
             return  # a damaged file is work lost, not an error: it is done again
         if header["description"] == _plain(description):
-            progress.finished, usable = header["finished"], header["done"]
+            progress.finished, progress.error, usable = header["finished"], header["error"], header["done"]
         else:
-            usable = shared_examples(header, _plain(description))
+            usable = 0 if header["error"] else shared_examples(header, _plain(description))
             arrays = {key: values[:usable] for key, values in arrays.items()}
-        if usable == 0 and not header["error"]:
+        if usable == 0:
             return
-        progress.done, progress.seconds = usable, header["seconds"] * usable / max(header["done"], 1)
-        progress.error = header["error"]
+        progress.done, progress.seconds = usable, header["seconds"] * usable / header["done"]
         for name, accumulator in progress.accumulators.items():
             columns = {key.split("/", 1)[1]: value for key, value in arrays.items() if key.split("/", 1)[0] == name}
             if columns:
