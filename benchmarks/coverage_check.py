@@ -16,8 +16,10 @@ from captum_transformer_attr.errors import TransformerAttributionError
 from captum_transformer_attr.flow.maps import Maps
 from captum_transformer_attr.methods.base import target_of
 from captum_transformer_attr.recording.inputs import parse
+from captum_transformer_attr.recording.node import LayoutLostError
 from captum_transformer_attr.recording.outputs import unwrap
 from captum_transformer_attr.recording.session import recorded
+from captum_transformer_attr.recording.targets import Only
 
 DELTA, BATCH, FORWARD = 1e-6, 1e-8, 1e-10
 
@@ -76,22 +78,38 @@ def measure(row: Row, explainer: Any, model: Any, inputs: Any, target: Any) -> N
     row.delta = float(delta.abs().max())
     differences = []
     for i in range(given.batch):
-        example = given.example(i)
+        example = one_of(given, i)
         alone = explainer.attribute(packed(example), target_of(target, i, given.batch))
-        differences += [relative(a[i : i + 1], b) for a, b in zip(flat(scores), flat(alone), strict=True)]
+        differences += [relative(a.chunk(given.batch)[i], b) for a, b in zip(flat(scores), flat(alone), strict=True)]
     row.batch = max(differences)
     if hasattr(explainer, "attribute_tokens"):
-        tokens = explainer.attribute_tokens(packed(given.example(0)), target_of(target, 0, given.batch))
+        tokens = explainer.attribute_tokens(packed(one_of(given, 0)), target_of(target, 0, given.batch))
         row.grid = ", ".join("×".join(map(str, t.shape[1:])) for t in flat(tokens))
     inspect(row, model, inputs, target)
     verdict(row, flat(scores))
 
 
 def inspect(row: Row, model: Any, inputs: Any, target: Any) -> None:
-    """Forward difference, attention calls, and the rows of the last attention that the output reads."""
-    with recorded(model, parse(inputs), verify=False) as recording:
+    """Forward difference, attention calls, and the rows of the last attention that the output reads.
+
+    Where the examples of a batch cannot be told apart, or are recorded as one, this is the first one's.
+    """
+    given = parse(inputs)
+    first = target_of(target, 0, given.batch)
+    try:
+        if given.packed:
+            look(row, model, given.as_one(), Only(0, first))
+        else:
+            look(row, model, given, target)
+    except LayoutLostError:
+        look(row, model, given.example(0), first)
+
+
+def look(row: Row, model: Any, given: Any, target: Any) -> None:
+    """See ``inspect``."""
+    with recorded(model, given, verify=False) as recording:
         with torch.no_grad():
-            args, kwargs = parse(inputs).arguments(parse(inputs).values)
+            args, kwargs = given.arguments(given.values)
             row.forward = relative(recording.output.detach(), unwrap(model(*args, **kwargs)))
         recording.select(target)
         row.attentions = len(recording.attentions)
@@ -111,6 +129,16 @@ def readout(gradient: Tensor) -> str:
     if len(rows) <= 3:
         return f"row {', '.join(map(str, rows))} of {len(reached)}"
     return f"{len(rows)} of {len(reached)} rows ({rows[0]}–{rows[-1]})"
+
+
+def one_of(given: Any, i: int) -> Any:
+    """The i-th example; of entries without a batch axis its share of the rows."""
+    example = given.example(i)
+    if given.packed:
+        for name in given.explained:
+            if given.values[name].is_floating_point():
+                example.values[name] = given.values[name].chunk(given.batch)[i]
+    return example
 
 
 def verdict(row: Row, scores: list[Tensor]) -> None:

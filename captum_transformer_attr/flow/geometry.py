@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,6 +75,19 @@ def axes_of(layout: lay.Layout, name: str) -> tuple[int, ...]:
     return tuple(sorted(int(label.rpartition(".")[2]) for label in labels))
 
 
+def passed_by_all(node: Node, reached: Collection[Node], number: int) -> bool:
+    """Whether every way of the flow to input ``number`` leads through ``node``: nothing later reads what was there before it.
+
+    Decided by the graph alone, so that an example is read off at the same place alone and in a batch.
+    """
+    return all(
+        tag is None or not tag.ancestors >> number & 1 or tag.comes_from(node.tag)
+        for later in reached
+        if later.index > node.index
+        for tag in later.sources
+    )
+
+
 def token_scores(
     recording: Recording,
     name: str,
@@ -82,8 +96,12 @@ def token_scores(
     seen: dict[Node, Tensor],
     trunk: dict[Node, Tensor],
     at_trunk: Tensor,
+    reached: Collection[Node],
 ) -> TokenScores:
-    """Scores of one input from what arrived at it (``arrived``) and at the operations that were watched (``seen``), the trunk's share taken out."""
+    """Scores of one input from what arrived at it (``arrived``) and at the operations that were watched (``seen``), the trunk's share taken out.
+
+    ``reached``: every operation that the flow passed.
+    """
     result = arrived - at_trunk
     if not recording.inputs.values[name].is_floating_point():
         return TokenScores(result, tuple(range(1, result.ndim)))
@@ -93,12 +111,10 @@ def token_scores(
         for node in candidates(recording, name)
         if node in seen and node.layout is not None
     }
-    sums = [arrived.flatten(1).sum(1), *(grid.flatten(1).sum(1) for grid in grids.values())]
-    # Between tokens and input some may have gone astray to padding, never the other way.
-    total = torch.stack(sums).abs().amax(0)
+    number = recording.inputs.explained.index(name)
     for node, here in reversed(grids.items()):
         # The last operation that everything passes: later ones lie in branches, earlier ones on coarser or finer grids.
-        if torch.allclose(here.flatten(1).sum(1).abs(), total, rtol=1e-3, atol=1e-6 * float(total.max())):
+        if passed_by_all(node, reached, number):
             assert node.layout is not None
             scores = here - on_grid(trunk[node], node.layout, name, batch) if node in trunk else here
             axes = axes_of(node.layout, name)

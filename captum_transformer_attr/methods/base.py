@@ -15,7 +15,7 @@ from captum_transformer_attr.recording.node import LayoutLostError
 from captum_transformer_attr.recording.outputs import OutputChoice
 from captum_transformer_attr.recording.session import Recording, recorded
 from captum_transformer_attr.recording.tap import Tap
-from captum_transformer_attr.recording.targets import target_of
+from captum_transformer_attr.recording.targets import Only, target_of
 
 Result = TypeVar("Result")
 INTERPOLATIONS = ("bilinear", "nearest")
@@ -61,6 +61,8 @@ class TransformerAttribution(GradientAttribution):  # type: ignore[misc]
         join: Callable[[list[Result]], Result],
     ) -> Result:
         """Record the forward, select the target and compute; example by example where a batch cannot be followed."""
+        if inputs.packed:
+            return self.explain_each(inputs, [target], compute, join)[0]
         try:
             return self.once(inputs, target, compute)
         except LayoutLostError:
@@ -88,10 +90,14 @@ class TransformerAttribution(GradientAttribution):  # type: ignore[misc]
 
             return self.once(inputs, targets[0], each)
 
+        batch = inputs.batch
+        if inputs.packed:
+            only = [Only(i, target_of(t, i, batch)) for t in targets for i in range(batch)]
+            found = run(inputs.as_one(), only)
+            return [join(found[k * batch : (k + 1) * batch]) for k in range(len(targets))]
         try:
             return run(inputs, targets)
         except LayoutLostError:
-            batch = inputs.batch
             alone = [run(inputs.example(i), [target_of(t, i, batch) for t in targets]) for i in range(batch)]
             return [join(list(results)) for results in zip(*alone, strict=True)]
 

@@ -35,17 +35,19 @@ class Scored:
 
 @dataclass(frozen=True)
 class Passed:
-    """What one flow brought to the inputs and to the operations that were watched."""
+    """What one flow brought to the inputs and to the operations that were watched; ``reached``: the operations it passed."""
 
     arrived: list[Tensor]
     seen: dict[Node, Tensor]
+    reached: set[Node]
 
     def plus(self, other: Passed, factor: float = 1) -> Passed:
         """This plus ``factor`` times the other."""
         seen = dict(self.seen)
         for node, r in other.seen.items():
             seen[node] = seen[node] + factor * r if node in seen else factor * r
-        return Passed([a + factor * b for a, b in zip(self.arrived, other.arrived, strict=True)], seen)
+        arrived = [a + factor * b for a, b in zip(self.arrived, other.arrived, strict=True)]
+        return Passed(arrived, seen, self.reached | other.reached)
 
 
 class TokenAttribution(TransformerAttribution):
@@ -105,7 +107,7 @@ class TokenAttribution(TransformerAttribution):
         check_interpolation(interpolate)
         given = parsed(inputs, additional_forward_args)
         scored = self.scored(given, target, return_convergence_delta)
-        shapes = {name: given.values[name].shape for name in scored.tokens}
+        shapes = {name: given.shape(name) for name in scored.tokens}
         result = given.pack(
             {
                 name: finished(t.spread(shapes[name], interpolate), given.values[name])
@@ -183,7 +185,7 @@ class TokenAttribution(TransformerAttribution):
         passed, trunk = self.roll_out(recording, maps, leaves, watched)
         (arrived, seen), (at_trunk, trunk_seen) = (passed.arrived, passed.seen), (trunk.arrived, trunk.seen)
         tokens = {
-            name: token_scores(recording, name, leaves[i], arrived[i], seen, trunk_seen, at_trunk[i])
+            name: token_scores(recording, name, leaves[i], arrived[i], seen, trunk_seen, at_trunk[i], passed.reached)
             for i, name in enumerate(names)
         }
         return Scored(tokens, lost)
@@ -197,7 +199,7 @@ class TokenAttribution(TransformerAttribution):
             signal = self.flow(recording, lambda node, rows: self.weights(maps, node, rows), active, trunk_only)
             signal.watched = watched
             arrived = recording.send(signal, leaves)
-            return Passed([a - signal.corrections.pop(i, 0) for i, a in enumerate(arrived)], signal.seen)
+            return Passed([a - signal.corrections.pop(i, 0) for i, a in enumerate(arrived)], signal.seen, signal.reached)
 
         trunk = flow([], trunk_only=True)
         sets = self.active_sets(recording)
@@ -220,6 +222,7 @@ class TokenAttribution(TransformerAttribution):
             return None
         recorder = recording.recorder
         recorder.accounting = delta
+        recorder.absorbed.clear()
         wrt = list(recording.inputs.leaves.values()) if delta else []
         arrived = maps.collect_relevance(deep_taylor(), wrt)
         recorder.accounting = False

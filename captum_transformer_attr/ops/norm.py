@@ -249,9 +249,10 @@ for _name, _function in (
     ("norm", torch.norm),
     ("var", torch.var),
     ("std", torch.std),
-    ("vector_norm", torch.linalg.vector_norm),
+    ("linalg_norm", torch.linalg.norm),
+    ("linalg_vector_norm", torch.linalg.vector_norm),
 ):
-    handles(_name, f"linalg_{_name}")(statistic_handler(_name, _function))
+    handles(_name)(statistic_handler(_name, _function))
 
 
 @handles("var_mean", "std_mean")

@@ -20,23 +20,44 @@ from captum_transformer_attr.recording.tags import Tag
 # Entries of a mapping that steer the model and say nothing themselves.
 NOT_EXPLAINED = re.compile(
     r"mask|position_ids|token_type_ids|type_ids|label|grid_thw|cache|past_key|return_|noise|image_sizes|spatial_shapes|pixel_shuffle|num_"
+    r"|^bbox$"
 )
+# An entry that gives the grids of patches which stand one after the other, those of all examples in one list without a batch axis.
+GRIDS = re.compile("grid_thw")
 
 
 @dataclass
 class Inputs:
-    """The arguments of one call: ``kind`` is ``"tensor"``, ``"tuple"`` or ``"mapping"``; ``values`` has one entry per argument."""
+    """The arguments of one call: ``kind`` is ``"tensor"``, ``"tuple"`` or ``"mapping"``; ``values`` has one entry per argument.
+
+    packed: some entry has no batch axis; then the whole batch is recorded as one example, and every result has one more axis in front, over the
+    examples whose outputs were explained. joint: the inputs of such a recording.
+    """
 
     kind: str
     values: dict[str, Any]
     explained: list[str]
     extra: tuple[Any, ...] = ()
     leaves: dict[str, Tensor] = field(default_factory=dict)
+    packed: bool = False
+    joint: bool = False
 
     @property
     def batch(self) -> int:
         """Number of examples."""
-        return int(self.values[self.explained[0]].shape[0])
+        if self.joint:
+            return 1
+        names = [n for n in self.explained if not (self.packed and self.values[n].is_floating_point())]
+        return int(self.values[names[0]].shape[0])
+
+    def shape(self, name: str) -> torch.Size:
+        """Shape of the results for an entry before they are packed."""
+        shape = self.values[name].shape
+        return torch.Size((self.batch, *shape)) if self.packed else shape
+
+    def as_one(self) -> Inputs:
+        """All examples recorded as one."""
+        return Inputs(self.kind, self.values, self.explained, self.extra, joint=True)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -57,6 +78,8 @@ class Inputs:
 
     def pack(self, results: dict[str, Tensor]) -> Any:
         """Results by name in the container the inputs came in."""
+        if self.packed:  # an example has scores in its own part of an entry only
+            results = {name: result.sum(0) for name, result in results.items()}
         if self.kind == "tensor":
             return results["input0"]
         if self.kind == "tuple":
@@ -109,7 +132,9 @@ def parse(inputs: Any, additional_forward_args: Any = None) -> Inputs:
             raise InputError(
                 f"inputs: no entry to explain among {', '.join(values)} (masks and positions are passed on only)"
             )
-        parsed = Inputs("mapping", values, explained, extra)
+        ids = any(not values[n].is_floating_point() for n in explained)
+        packed = ids and any(GRIDS.search(n) for n, v in values.items() if isinstance(v, Tensor))
+        parsed = Inputs("mapping", values, explained, extra, packed=packed)
     else:
         raise InputError(
             f"inputs: expected a Tensor, a tuple of Tensors or a mapping of keyword arguments, got {type(inputs).__name__}"
@@ -118,7 +143,7 @@ def parse(inputs: Any, additional_forward_args: Any = None) -> Inputs:
         value = parsed.values[name]
         if value.ndim == 0 or value.shape[0] == 0:
             raise InputError(f"inputs: {label(parsed, name)} holds no example (shape {tuple(value.shape)})")
-        if value.shape[0] != parsed.batch:
+        if value.shape[0] != parsed.batch and not (parsed.packed and value.is_floating_point()):
             raise InputError(
                 f"inputs: {label(parsed, name)} has {value.shape[0]} examples, {label(parsed, parsed.explained[0])} has {parsed.batch}"
             )
@@ -157,14 +182,17 @@ def attach(inputs: Inputs, dtype: torch.dtype, promote: bool) -> dict[str, Any]:
     values = {name: value if name in inputs.explained else private(value) for name, value in inputs.values.items()}
     for position, name in enumerate(inputs.explained):
         value = inputs.values[name]
-        tag = Tag(origin=position, ancestors=1 << position, carried=1 << position, layout=initial(name, value.shape))
+        shape = (1, *value.shape) if inputs.joint else value.shape
+        layout = initial(name, shape)[1:] if inputs.joint else initial(name, shape)
+        tag = Tag(origin=position, ancestors=1 << position, carried=1 << position, layout=layout)
         if value.is_floating_point():
-            leaf = value.detach().to(torch.float32 if promote else value.dtype, copy=True).requires_grad_()
-            given = leaf.clone()  # the model may write into its input, but not into a leaf
+            copied = value.detach().to(torch.float32 if promote else value.dtype, copy=True)
+            leaf = copied.reshape(shape).requires_grad_()
+            given = leaf.reshape(value.shape).clone()  # the model may write into its input, but not into a leaf
             setattr(given, tags.ATTRIBUTE, tag)
         else:
-            leaf = torch.zeros(value.shape, dtype=dtype, device=value.device, requires_grad=True)
-            handle = leaf.view_as(leaf)
+            leaf = torch.zeros(shape, dtype=dtype, device=value.device, requires_grad=True)
+            handle = leaf.view(value.shape)
             setattr(handle, tags.ATTRIBUTE, tag)
             given = value.clone()
             setattr(given, HANDLE, handle)

@@ -119,6 +119,11 @@ def indexed(layout: Layout | None, index: object, before: Tensor, after: Tensor)
     items = list(index) if isinstance(index, tuple) else [index]
     if layout is None:
         return None
+    # A mask that takes everything is a slice.
+    items = [
+        slice(None) if isinstance(i, Tensor) and i.dtype == torch.bool and i.ndim == 1 and bool(i.all()) else i
+        for i in items
+    ]
     consumed = sum(
         i.ndim if isinstance(i, Tensor) and i.dtype == torch.bool else 1
         for i in items

@@ -55,6 +55,15 @@ def leave(recorder: Recorder, func: Any, name: str, args: Any, kwargs: Any, writ
     return result
 
 
+def cut(recorder: Recorder, result: Any) -> Any:
+    """Live floats made under no_grad leave the graph."""
+    if not isinstance(result, Tensor) or not result.requires_grad:
+        return result
+    result = result.detach()
+    setattr(result, CUT, recorder.path)
+    return result
+
+
 def results_of(result: Any) -> list[Tensor]:
     """Tensors that a torch function returned."""
     if isinstance(result, Tensor):
@@ -147,6 +156,7 @@ __all__ = [
     "CUT",
     "EXPORTS",
     "UNKNOWN",
+    "cut",
     "leave",
     "mark_dropped",
     "pass_marks",

@@ -19,6 +19,7 @@ from captum_transformer_attr.recording.leaving import (
     CUT,
     EXPORTS,
     UNKNOWN,
+    cut,
     leave,
     mark_dropped,
     pass_marks,
@@ -235,7 +236,12 @@ class Recorder(TorchFunctionMode):
         if any(hasattr(t, HANDLE) for t in operands):
             from captum_transformer_attr.ops.token_ids import with_handles
 
-            return with_handles(self, func, name, args, kwargs)
+            differentiable = torch.is_grad_enabled()
+            with (
+                torch.enable_grad()
+            ):  # what the model does with ids under no_grad cuts nothing: they never had a gradient
+                result = with_handles(self, func, name, args, kwargs)
+            return result if differentiable else cut(self, result)
         if writes(name) and isinstance(args[0], Tensor):
             refuse_alias(self, name, args[0])
             self.unshare(args[0])
