@@ -54,6 +54,7 @@ class Flow(Signal):
         self.corrections: dict[int, Tensor] = {}
         self.weights, self.active, self.terminals, self.trunk_only = weights, set(active), set(terminals), trunk_only
         self.seen: dict[Node, Tensor] = {}
+        self.reached: set[Node] = set()
         self.watched: Collection[Node] = ()
 
     def start(self, node: Sum, r: Tensor) -> Tensor:
@@ -70,6 +71,7 @@ class Flow(Signal):
     def send(self, node: Node, arriving: Tensor) -> Grads:
         if node.tag.origin in self.corrections:
             arriving = arriving - self.corrections.pop(node.tag.origin)
+        self.reached.add(node)
         if node in self.watched:
             self.seen[node] = arriving
         return super().send(node, arriving)

@@ -126,10 +126,10 @@ class AttentionRelevance(TokenAttribution):
 
         alone = Flow(weights, (), terminal_sums(recording), trunk_only=True)
         alone.watched = watched
-        trunk = Passed(recording.send(alone, leaves), alone.seen)
+        trunk = Passed(recording.send(alone, leaves), alone.seen, alone.reached)
         flow = StoppedFlow(weights, active, terminal_sums(recording), stops, batch)
         flow.watched = watched
-        passed = Passed(recording.send(flow, leaves), flow.seen)
+        passed = Passed(recording.send(flow, leaves), flow.seen, flow.reached)
         while flow.asked:
             births, starts = below(recording, crossing, relations.rows(flow.asked))
             flow = StoppedFlow(weights, active, (), stops, batch)
@@ -137,5 +137,5 @@ class AttentionRelevance(TokenAttribution):
                 flow.watched = watched
                 arrived = recording.relay(flow, births, starts, leaves)
                 full = [torch.zeros_like(t) if g is None else g for g, t in zip(arrived, leaves, strict=True)]
-                passed = passed.plus(Passed(full, flow.seen))
+                passed = passed.plus(Passed(full, flow.seen, flow.reached))
         return passed, trunk

@@ -45,7 +45,7 @@ class LayerSumAttribution(TokenAttribution):
         arrived = recording.relay(signal, [d.tensor for d in found], [d.scores for d in found], leaves)
         zeros = [torch.zeros_like(leaf) for leaf in leaves]
         through = [z if r is None else r for r, z in zip(arrived, zeros, strict=True)]
-        return Passed(through, signal.seen), Passed(zeros, {})
+        return Passed(through, signal.seen, signal.reached), Passed(zeros, {}, set())
 
 
 class TrunkFlow(Flow):

@@ -50,7 +50,7 @@ class LeGrad(LayerSumAttribution):
         arrived = recording.relay(signal, starts, [torch.zeros_like(t) for t in starts], leaves)
         zeros = [torch.zeros_like(leaf) for leaf in leaves]
         through = [z if r is None else r for r, z in zip(arrived, zeros, strict=True)]
-        return Passed(through, signal.seen), Passed(zeros, {})
+        return Passed(through, signal.seen, signal.reached), Passed(zeros, {}, set())
 
     def sensitivities(self, recording: Recording, maps: Maps) -> dict[Attention, Tensor]:
         """E_h E_i (∂s^l/∂A^l)⁺ of every self-attention, ``(..., heads, keys)``, heads adding up to their mean."""
