@@ -12,6 +12,7 @@ from captum_transformer_attr.methods.attcat import AttCAT
 from captum_transformer_attr.methods.attention_gradcam import AttentionGradCam
 from captum_transformer_attr.methods.attention_relevance import AttentionRelevance
 from captum_transformer_attr.methods.attention_rollout import AttentionRollout
+from captum_transformer_attr.methods.consensus import ConsensusRelevance
 from captum_transformer_attr.methods.fullgrad_plus import FullGradPlus
 from captum_transformer_attr.methods.layer_lrp import LayerTransformerLRP
 from captum_transformer_attr.methods.layer_relevance import LayerRelevance
@@ -34,6 +35,7 @@ __all__ = [
     "AttentionRelevance",
     "AttentionRollout",
     "Composite",
+    "ConsensusRelevance",
     "Contrast",
     "Coverage",
     "CoverageRow",

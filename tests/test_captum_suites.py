@@ -17,7 +17,7 @@ IDS = torch.randint(0, 20, (4, 5))
 LEFT, RIGHT = torch.randn(4, 3, 5), torch.randn(4, 2, 7)
 
 TOKEN_LEVEL = [getattr(cta, name) for name in ("TransformerRelevance", "AttentionRelevance", "TokenStatisticsRelevance", "AttentionRollout",
-               "RawAttention", "AttentionGradCam", "PartialLRP", "RelevanceRollout") if hasattr(cta, name)]  # fmt: skip
+               "RawAttention", "AttentionGradCam", "PartialLRP", "RelevanceRollout", "ConsensusRelevance") if hasattr(cta, name)]  # fmt: skip
 INPUT_LEVEL = [getattr(cta, name) for name in ("TransformerLRP",) if hasattr(cta, name)]
 FLOATS = TOKEN_LEVEL + INPUT_LEVEL
 

@@ -1,0 +1,73 @@
+"""ConsensusRelevance: where gradient × attention and the layers' own relevance agree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from captum_transformer_attr.methods.attention_relevance import AttentionRelevance
+from captum_transformer_attr.methods.base import Result
+from captum_transformer_attr.methods.fullgrad_plus import FullGradPlus
+from captum_transformer_attr.methods.token_level import Scored, TokenAttribution
+from captum_transformer_attr.recording.inputs import Inputs
+from captum_transformer_attr.recording.outputs import OutputChoice
+from captum_transformer_attr.recording.session import Recording
+
+
+class ConsensusRelevance(TokenAttribution):
+    """Mean of the ranks that ``AttentionRelevance`` and ``FullGradPlus`` give a token.
+
+    score_i = (ρ_i(a) + ρ_i(f)) / 2 with a the scores of ``AttentionRelevance``, f those of ``FullGradPlus``, and
+    ρ_i(s) = (#{j: s_j < s_i} + #{j: s_j = s_i} / 2) / n, a number between 0 and 1. Tokens that neither method
+    gives anything (padding) do not count among the n and have score 0. Tokens of several inputs are ranked together.
+
+    One method follows the attention, the other the residual stream; what both put first is hit more reliably than what
+    either does. Scores order tokens; they are shares of nothing and never negative.
+
+    Args:
+        model: any module built on softmax attention; used as it is and left as found.
+        output: name or function that chooses the explained tensor of a structured output.
+
+    Example:
+        >>> heat = ConsensusRelevance(vit).attribute(pixels, target=281)  # (N, C, H, W)
+    """
+
+    def __init__(self, model: nn.Module | Callable[..., Any], output: OutputChoice = None) -> None:
+        TokenAttribution.__init__(self, model, 0, False, output)
+        self.attention = AttentionRelevance(model, output=output)
+        self.layers = FullGradPlus(model, output=output)
+
+    def once(self, inputs: Inputs, target: Any, compute: Callable[[Recording], Result]) -> Result:
+        # AttentionRelevance knows when it has to record again for the relations among learned queries.
+        return self.attention.once(inputs, target, compute)
+
+    def score(self, recording: Recording, delta: bool) -> Scored:
+        parts = [self.attention.score(recording, delta), self.layers.score(recording, False)]
+        names = list(parts[0].tokens)
+        sizes = [parts[0].tokens[name].scores[0].numel() for name in names]
+        together = [torch.cat([part.tokens[name].scores.flatten(1) for name in names], 1) for part in parts]
+        ranked = torch.stack(shared_ranks(together)).mean(0).split(sizes, 1)
+        tokens = {
+            name: replace(parts[0].tokens[name], scores=values.view_as(parts[0].tokens[name].scores))
+            for name, values in zip(names, ranked, strict=True)
+        }
+        return Scored(tokens, parts[0].delta)
+
+
+def shared_ranks(maps: Sequence[Tensor]) -> list[Tensor]:
+    """Ranks between 0 and 1 of several maps (N, tokens) among the tokens that any of them scores; 0 for the others."""
+    present = torch.stack([scores != 0 for scores in maps]).any(0)
+    absent, count = (~present).sum(1, keepdim=True), present.sum(1, keepdim=True)
+    result = []
+    for scores in maps:
+        values = scores.masked_fill(~present, float("-inf"))
+        ordered = values.sort(1).values
+        below = torch.searchsorted(ordered, values) - absent
+        up_to = torch.searchsorted(ordered, values, right=True) - absent
+        ranks = (below + up_to).to(scores.dtype) / (2 * count.clamp(min=1))
+        result.append(ranks.masked_fill(~present, 0))
+    return result
