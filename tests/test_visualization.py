@@ -17,6 +17,7 @@ from captum_transformer_attr.visualization import (
     Table,
     TextPanel,
     example_figures,
+    image_figure,
     render_html,
     save_html,
     save_png,
@@ -108,6 +109,16 @@ def test_best_row_follows_the_direction_and_skips_gaps() -> None:
     assert [table.best_row(column) for column in range(3)] == [0, 0, None]
     with pytest.raises(ValueError, match="has 2 values"):
         Table("t", ("up",), (("a", (1.0, 2.0)),))
+
+
+@pytest.mark.parametrize("methods, rows, columns", [(6, 2, 7), (9, 4, 5), (7, 4, 4)])
+def test_many_methods_go_on_in_the_next_line(methods: int, rows: int, columns: int) -> None:
+    maps = {f"method {i}": np.eye(4) * (i + 1) for i in range(methods)}
+    panel = ImagePanel("image", PICTURE, {"cat": maps, "dog": maps})
+    figure = image_figure(panel)
+    assert figure.axes[0].get_gridspec().get_geometry() == (rows, columns)
+    assert [axes.get_title() for axes in figure.axes] == 2 * ["", *maps]
+    assert [axes.get_title(loc="left") for axes in figure.axes][:: 1 + methods] == ["cat", "dog"]
 
 
 class Links(HTMLParser):

@@ -18,6 +18,8 @@ from captum_transformer_attr.visualization.report import Box, Example, FloatArra
 
 CELL = 2.0
 """Width and height of one picture of a figure, in inches."""
+COLUMNS = 7
+"""Pictures side by side at most."""
 TEXT_WIDTH = 11.0
 LINE_HEIGHT = 0.34
 
@@ -61,24 +63,28 @@ def overlay(axes: Axes, image: np.ndarray, scores: FloatArray, opacity: float = 
 
 
 def image_figure(panel: ImagePanel, probabilities: dict[str, float] | None = None) -> Figure:
-    """One row per class, one column per method, the picture itself on the left."""
+    """The picture itself and one map per method for every class; more than fit a line go on in the next one."""
     classes, methods = list(panel.scores), list(next(iter(panel.scores.values())))
-    columns = 1 + len(methods)
-    figure = Figure(figsize=(CELL * columns, (CELL + 0.25) * len(classes) + 0.3), layout="constrained")
+    lines = -(-(1 + len(methods)) // COLUMNS)
+    columns = -(-(1 + len(methods)) // lines)
+    rows = lines * len(classes)
+    figure = Figure(figsize=(CELL * columns, (CELL + 0.25) * rows + 0.3), layout="constrained")
     FigureCanvasAgg(figure)
-    grid = figure.subplots(len(classes), columns, squeeze=False)
-    for row, label in enumerate(classes):
-        picture = grid[row, 0]
+    grid = figure.subplots(rows, columns, squeeze=False).reshape(len(classes), lines * columns)
+    for cells, label in zip(grid, classes, strict=True):
+        picture = cells[0]
         picture.imshow(panel.image)
         picture.set_xticks([])
         picture.set_yticks([])
         picture.set_title(_class_title(label, probabilities), fontsize=8, loc="left")
-        for column, method in enumerate(methods, start=1):
-            scale = overlay(grid[row, column], panel.image, panel.scores[label][method])
+        for axes, method in zip(cells[1:], methods, strict=False):
+            scale = overlay(axes, panel.image, panel.scores[label][method])
             if label in panel.boxes:
-                _outline(grid[row, column], panel.boxes[label], panel.image.shape[1], panel.image.shape[0])
-            grid[row, column].set_title(textwrap.fill(method, 24), fontsize=8)
-            grid[row, column].set_xlabel(f"{scale.low:.2g} … {scale.high:.2g}", fontsize=6)
+                _outline(axes, panel.boxes[label], panel.image.shape[1], panel.image.shape[0])
+            axes.set_title(textwrap.fill(method, 24), fontsize=8)
+            axes.set_xlabel(f"{scale.low:.2g} … {scale.high:.2g}", fontsize=6)
+        for axes in cells[1 + len(methods) :]:
+            axes.remove()
     return figure
 
 
