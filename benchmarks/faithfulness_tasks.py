@@ -100,7 +100,7 @@ def _swin_statistics(options: Options) -> Task:
     )  # type: ignore[arg-type]
 
 
-def _sst(options: Options, metrics: tuple[str, ...] = ("rationale", "perturbation"), name: str = "minilm-sst") -> Task:
+def _sst(options: Options, metrics: tuple[str, ...] = ("rationale",), name: str = "minilm-sst") -> Task:
     model: Any = load_model(str(options.data / "minilm_sst2"))
     reader = SstRationales(options.data / "sst_rationales" / "sst_rationales.jsonl")
     indices = options.indices(len(reader), 263 if "rationale" in metrics else 60)
@@ -108,8 +108,8 @@ def _sst(options: Options, metrics: tuple[str, ...] = ("rationale", "perturbatio
     return TextTask(name, title, model, reader, metrics, indices, k=(1, 3, 5, 8), max_length=options.max_length)
 
 
-def _sst_masked(options: Options) -> Task:
-    return _sst(options, ("perturbation-mask", "saco"), "minilm-sst-masked")
+def _sst_removal(options: Options) -> Task:
+    return _sst(options, ("perturbation", "perturbation-mask", "saco"), "minilm-sst-removal")
 
 
 def _movies(options: Options, metrics: tuple[str, ...] = ("rationale",), name: str = "minilm-movies") -> Task:
@@ -179,7 +179,7 @@ TASKS: dict[str, Entry] = {
     "swin": Entry(_swin, "image", ("swin_tinyimagenet20",)),
     "swin-statistics": Entry(_swin_statistics, "statistics", ("swin_tinyimagenet20",)),
     "minilm-sst": Entry(_sst, "text", ("minilm_sst2", "sst_rationales")),
-    "minilm-sst-masked": Entry(_sst_masked, "text", ("minilm_sst2", "sst_rationales")),
+    "minilm-sst-removal": Entry(_sst_removal, "text", ("minilm_sst2", "sst_rationales")),
     "minilm-movies": Entry(_movies, "fast", ("minilm_sst2", "eraser_movies")),
     "minilm-movies-removal": Entry(_movies_removal, "fast", ("minilm_sst2", "eraser_movies")),
     "stories": Entry(_stories, "text", ("stories260k",)),
