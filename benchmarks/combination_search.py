@@ -56,7 +56,7 @@ CANDIDATES: dict[str, tuple[str, tuple[str, ...]]] = {
     "ranks of AttentionRelevance, AttCAT": ("ranks", (A, "AttCAT")),
     "ranks of AttentionRelevance, LeGrad": ("ranks", (A, "LeGrad")),
 }
-COUNTS = {"vit-imagenet": 100, "swin": 200, "digits-vit": 200, "digits-swin": 300, "minilm-sst": 200}
+COUNTS = {"vit-imagenet": 100, "swin": 200, "digits-vit": 200, "digits-swin": 300, "minilm-sst-removal": 200}
 """Examples of both halves together."""
 
 console = Console(stderr=True)
