@@ -215,11 +215,12 @@ def uniform(node: Sum, r: Tensor) -> Tensor:
 
 
 def matrix_product(node: MatMul, r: Tensor, signal: Flow) -> Grads:
-    """A product of two streams (image times text): each is explained in full."""
+    """A product of two streams (image times text): each is explained in full. Of linear attention only the values are, as in a softmax attention."""
     width = node.a.shape[-1]
     a = (r.sum(-1, keepdim=True) / width).expand(*r.shape[:-1], width)
     b = (r.sum(-2, keepdim=True) / width).expand(*r.shape[:-2], width, r.shape[-1])
-    return node.split(a, b)
+    first, second = node.split(a, b)
+    return (first if node.values != 1 else None, second if node.values != 0 else None)
 
 
 def identity(node: Node, r: Tensor, signal: Flow) -> Grads:

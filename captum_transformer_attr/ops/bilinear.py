@@ -22,12 +22,19 @@ def unbroadcast(g: Tensor, shape: torch.Size) -> Tensor:
 
 
 class MatMul(Node):
-    """``a @ b`` with at least two axes each, both live."""
+    """``a @ b`` with at least two axes each, both live.
+
+    ``values``: position of the operand that holds the values of linear attention, Q (softmax(K)ᵀ V), beside which Q plays the part that queries
+    play in a softmax; None for scores and other products of equals.
+    """
 
     label = "matrix product"
     a: Tensor
     b: Tensor
     y: Tensor
+
+    def __init__(self, values: int | None = None) -> None:
+        self.values = values
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:  # type: ignore[override]
         y = a @ b
@@ -76,7 +83,19 @@ def matmul(recorder: Recorder, a: Tensor, b: Tensor) -> Any:
     weighted = min(t.weighted for t in (ta, tb) if t) + 1 if ta or tb else 1
     if weights[0]:
         return attend(recorder, ValueProduct(), a, b, layout, weighted)
-    return recorder.run(MatMul(), a, b, layout=layout, weighted=weighted, role=tags.SCORES)
+    pooled = [t is not None and t.role == tags.POOLED for t in (ta, tb)]
+    values = pooled.index(True) if sum(pooled) == 1 else None
+    if values is None:
+        role = tags.PLAIN if of_features(layout) else tags.SCORES
+        return recorder.run(MatMul(), a, b, layout=layout, weighted=weighted, role=role)
+    # What the queries carry stays behind, as in a softmax attention.
+    return recorder.run(MatMul(values), a, b, layout=layout, weighted=weighted, carried=0)
+
+
+def of_features(layout: lay.Layout | None) -> bool:
+    """Whether a product's rows are tokens and its columns features: then it is no score of any token for another."""
+    found = lay.labels(layout)
+    return bool(found) and lay.FEATURE in found[-1] and lay.FEATURE not in found[-2]
 
 
 def attend(
@@ -90,6 +109,8 @@ def attend(
     node.query_tag, node.key_tag = p, tag
     depth = max(t.attention for t in (p, tag) if t)
     carried = tag.carried if tag and node.over_channels else 0
+    rows = lay.labels(p.layout) if p else []
+    pooled = bool(rows) and lay.FEATURE in rows[-2] and lay.FEATURE not in rows[-1] and not node.over_channels
     return recorder.run(
         node,
         probability,
@@ -98,6 +119,7 @@ def attend(
         weighted=weighted,
         attention=depth + (not node.over_channels),
         carried=carried,
+        role=tags.POOLED if pooled else tags.PLAIN,
     )
 
 

@@ -91,7 +91,7 @@ def product(recorder: Recorder, a: Tensor, b: Tensor, divide: bool = False) -> T
     roles = {ta.role, tb.role}
     role = (
         tags.STATISTIC
-        if roles == {tags.STATISTIC}
+        if roles == {tags.STATISTIC} or (divide and ta.role == tags.STATISTIC)
         else tags.PROBABILITY
         if ta.role == tags.PROBABILITY and divide
         else tags.PLAIN

@@ -200,3 +200,19 @@ def subtract(recorder: Recorder, input: Any, other: Any, *, alpha: float = 1) ->
 @handles("rsub", "__rsub__")
 def reversed_subtract(recorder: Recorder, input: Any, other: Any, *, alpha: float = 1) -> Any:
     return add(recorder, scaled(recorder, input, -alpha), other)
+
+
+@handles("addcmul")
+def add_product(recorder: Recorder, input: Any, tensor1: Any, tensor2: Any, *, value: float = 1) -> Any:
+    """``input + value * tensor1 * tensor2`` is a product and a sum."""
+    with recorder:
+        product = tensor1 * tensor2
+        return input + (product if value == 1 else product * value)
+
+
+@handles("addcdiv")
+def add_quotient(recorder: Recorder, input: Any, tensor1: Any, tensor2: Any, *, value: float = 1) -> Any:
+    """``input + value * tensor1 / tensor2`` is a quotient and a sum."""
+    with recorder:
+        quotient = tensor1 / tensor2
+        return input + (quotient if value == 1 else quotient * value)

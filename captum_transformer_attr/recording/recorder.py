@@ -287,6 +287,7 @@ class Recorder(TorchFunctionMode):
             "layout": None,
         }
         values.update(overrides)
+        values["carried"] |= 1 << self.counter
         return Tag(origin=self.counter, ancestors=ancestors, **values)
 
     def tag_native(self, out: Tensor, name: str, operands: list[Tensor], args: Any, kwargs: Any) -> None:

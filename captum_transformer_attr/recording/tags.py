@@ -12,6 +12,7 @@ from captum_transformer_attr.recording.layout import Layout
 PLAIN = ""
 SCORES = "scores"  # queries times keys, before the softmax
 PROBABILITY = "probability"  # after a softmax
+POOLED = "pooled"  # values pooled by a softmax over tokens for every channel: the inner product of linear attention
 GATE = "gate"  # bounded activation (sigmoid, tanh): multiplies a signal
 ACTIVATED = "activated"  # unbounded activation (SiLU, GELU): the gate of a gated linear unit
 STATISTIC = "statistic"  # a norm or standard deviation: scales a signal

@@ -50,8 +50,16 @@ def gradient_signal() -> Signal:
 
 
 STABILISER = 1e-9  # the published one, added whatever the sign of the denominator
+RESOLVED = 1e-6  # float64 divides by smaller numbers than this as they are: beside them the stabiliser would take relevance away
+
+
+def stabilised(b: Tensor) -> Tensor:
+    """``b`` plus the published stabiliser, in float64 only where ``b`` is large beside it."""
+    if b.dtype != torch.float64:
+        return b + STABILISER
+    return torch.where(b.abs() < RESOLVED, b, b + STABILISER)
 
 
 def divide(a: Tensor, b: Tensor) -> Tensor:
     """``a / b``, stabilised, 0 where b is 0."""
-    return torch.where(b == 0, 0, a / (b + STABILISER))
+    return torch.where(b == 0, 0, a / stabilised(b))
