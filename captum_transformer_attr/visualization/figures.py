@@ -68,7 +68,9 @@ def image_figure(panel: ImagePanel, probabilities: dict[str, float] | None = Non
     lines = -(-(1 + len(methods)) // COLUMNS)
     columns = -(-(1 + len(methods)) // lines)
     rows = lines * len(classes)
-    figure = Figure(figsize=(CELL * columns, (CELL + 0.25) * rows + 0.3), layout="constrained")
+    # Titles of two lines need room below the line before.
+    height = CELL + (0.25 if rows == 1 else 0.45)
+    figure = Figure(figsize=(CELL * columns, height * rows + 0.3), layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.subplots(rows, columns, squeeze=False).reshape(len(classes), lines * columns)
     for cells, label in zip(grid, classes, strict=True):
