@@ -3,7 +3,8 @@
 Every model is first built without memory (meta device) at its published size: that tells its parameters, whether it computes a softmax at all, and
 which operations it is made of. All architectures with softmax attention over tokens and up to 100 million parameters are run. A larger one is
 stood for by the smallest one of the same file whose modules and operations are the same set (it differs in width, depth or input size only); where
-there is no such one up to 100 million, the smallest larger one runs with two blocks.
+there is no such one up to 100 million, the smallest larger one runs, with two blocks if its constructor takes a depth. Of an encoder without a
+head the average of its tokens is explained.
 """
 
 from __future__ import annotations
@@ -37,7 +38,6 @@ NOT_ATTENTION: tuple[tuple[str, str], ...] = (
     ("gc_efficientnet", "convolutions; global-context gates"),
     ("gcresnext", "convolutions; global-context gates"),
     ("lambda_", "lambda layers: softmax over keys only, no queries times keys"),
-    ("edgenext", "cross-covariance attention: softmax over channels, tokens mixed by convolutions"),
 )
 
 
@@ -122,9 +122,18 @@ def out_of_scope(facts: Facts) -> str:
 
 
 # ---------------------------------------------------------------------- building
+@dataclass(frozen=True)
+class Smallest:
+    """Constructor arguments and input shape of the smallest image a model accepts; ``axes`` of the output's tokens, which are averaged."""
+
+    arguments: dict[str, Any]
+    shape: tuple[int, ...]
+    axes: tuple[int, ...]
+
+
 @functools.cache
-def smallest(name: str, depth: int | None = None) -> tuple[dict[str, Any], tuple[int, ...]]:
-    """Constructor arguments and input shape of the smallest image the model accepts."""
+def smallest(name: str, depth: int | None = None) -> Smallest:
+    """The smallest image that ``name`` accepts."""
     extra = {} if depth is None else {"depth": depth}
     config = timm.get_pretrained_cfg(name)
     channels, published = (config.input_size[0], config.input_size[-1]) if config else (3, 224)
@@ -134,9 +143,21 @@ def smallest(name: str, depth: int | None = None) -> tuple[dict[str, Any], tuple
         if patch and size % patch:
             continue
         for arguments in ({"img_size": size, **extra}, extra) if size != published else (extra,):
-            if accepts(name, arguments, (channels, size, size)):
-                return arguments, (channels, size, size)
+            axes = token_axes(name, arguments, (channels, size, size))
+            if axes is not None:
+                return Smallest(arguments, (channels, size, size), axes)
     raise ValueError(f"{name}: no input size works")
+
+
+@functools.cache
+def takes_depth(name: str, depth: int) -> bool:
+    """Whether the constructor can be told how many blocks the model has."""
+    try:
+        with torch.device("meta"):
+            timm.create_model(name, depth=depth)
+    except (TypeError, AssertionError):
+        return False
+    return True
 
 
 def patch_size(name: str) -> int:
@@ -148,13 +169,47 @@ def patch_size(name: str) -> int:
     return size if size > 4 else 0
 
 
-def accepts(name: str, arguments: dict[str, Any], shape: tuple[int, ...]) -> bool:
+def token_axes(name: str, arguments: dict[str, Any], shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Axes over which the output is averaged: none for class scores, the tokens of an encoder without a head; None if the input is not accepted."""
     try:
         with torch.device("meta"), torch.no_grad():
             model = timm.create_model(name, num_classes=CLASSES, **arguments).eval()
-            return bool(model(torch.zeros(1, *shape)).shape[-1] == CLASSES)
+            output = model(torch.zeros(1, *shape))
     except Exception:  # noqa: BLE001  any failure means that this size is not accepted
-        return False
+        return None
+    if output.ndim > 2:
+        return (1,) if output.ndim == 3 else (2, 3)
+    return () if output.shape[-1] == CLASSES else None
+
+
+class Averaged(nn.Module):
+    """An encoder without a head, its tokens averaged."""
+
+    def __init__(self, encoder: nn.Module, axes: tuple[int, ...]) -> None:
+        super().__init__()
+        self.encoder, self.axes = encoder, axes
+
+    def forward(self, x: Tensor) -> Tensor:
+        features: Tensor = self.encoder(x)
+        return features.mean(self.axes)
+
+
+class Unfilled(TorchFunctionMode):
+    """Leaves matrices as they were allocated where a constructor would draw them: ``redrawn`` draws all of them again."""
+
+    DRAWN = frozenset(
+        "normal_ uniform_ erfinv_ trunc_normal_ xavier_uniform_ xavier_normal_ kaiming_uniform_ kaiming_normal_".split()
+    )
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if (
+            getattr(function, "__name__", "") in self.DRAWN
+            and args
+            and isinstance(args[0], nn.Parameter)
+            and args[0].ndim > 1
+        ):
+            return args[0]
+        return function(*args, **(kwargs or {}))
 
 
 def redrawn(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -166,7 +221,7 @@ def redrawn(model: nn.Module, seed: int = 0) -> nn.Module:
     generator = torch.Generator().manual_seed(seed)
 
     def noise(t: Tensor) -> Tensor:
-        return torch.randn(t.shape, generator=generator, dtype=torch.float64)
+        return torch.randn(t.shape, generator=generator).double()
 
     model = model.double().eval()
     maps = {id(p) for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv1d, nn.Conv2d)) for p in [m.weight]}
@@ -194,12 +249,16 @@ def redrawn(model: nn.Module, seed: int = 0) -> nn.Module:
 def build(name: str, depth: int | None = None) -> nn.Module:
     """The model with its smallest input size, float64, redrawn."""
     torch.manual_seed(0)
-    return redrawn(timm.create_model(name, num_classes=CLASSES, **smallest(name, depth)[0]))
+    small = smallest(name, depth)
+    with Unfilled():
+        model = timm.create_model(name, num_classes=CLASSES, **small.arguments)
+    model = redrawn(model)
+    return Averaged(model, small.axes) if small.axes else model
 
 
 def images(name: str, depth: int | None = None) -> Tensor:
     """Two different images of the smallest accepted size."""
-    shape = smallest(name, depth)[1]
+    shape = smallest(name, depth).shape
     return torch.randn(2, *shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
@@ -217,7 +276,7 @@ def cases() -> Iterator[tuple[str, str, Callable[[], nn.Module], Callable[[], Te
             details = {"scope": out_of_scope(facts)}
             if position == 0:
                 details["for"] = ", ".join(f.name for f in members[len(small) or 1 :])
-            depth = None if small else 2
+            depth = 2 if not small and takes_depth(facts.name, 2) else None
             if depth:
                 details["depth"] = f"{depth} blocks"
             build_it, images_of = (
