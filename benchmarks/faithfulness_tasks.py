@@ -79,8 +79,17 @@ def _swin(options: Options) -> Task:
     model = load_model(str(folder / "model.safetensors"), None, PreprocessingOptions(squash=True))
     reader = BoxedImages(folder / "validation_images.zip", folder / "validation.json")
     indices = options.indices(len(reader), 300)
-    metrics = ("perturbation", "perturbation-squares", "discriminativeness", "pointing", "corners")
-    return ImageTask("swin", "Swin on its held-out images", model, reader, metrics, indices)  # type: ignore[arg-type]
+    return ImageTask("swin", "Swin on its held-out images", model, reader, STATISTICS, indices)  # type: ignore[arg-type]
+
+
+def _swin_squares(options: Options) -> Task:
+    """Squares of 8 x 8 pixels: single pixels, and the model's own patches of 4 x 4, are noise that it has never seen."""
+    folder = options.data / "swin_tinyimagenet20"
+    model = load_model(str(folder / "model.safetensors"), None, PreprocessingOptions(squash=True))
+    reader = BoxedImages(folder / "validation_images.zip", folder / "validation.json")
+    title = "Swin on its held-out images, squares of 8 x 8 pixels removed"
+    indices = options.indices(len(reader), 100)
+    return ImageTask("swin-squares", title, model, reader, ("perturbation-squares",), indices, square=8)  # type: ignore[arg-type]
 
 
 STATISTICS = ("perturbation", "discriminativeness", "pointing", "corners")
@@ -98,6 +107,13 @@ def _swin_statistics(options: Options) -> Task:
         STATISTICS,
         options.indices(len(reader), 300),
     )  # type: ignore[arg-type]
+
+
+def _vit_statistics(options: Options) -> Task:
+    reader = TinyImageNetValidation(options.data / "tiny_imagenet_val" / "val.tar.gz")
+    indices = options.indices(len(reader), 300)
+    title = "ViT-Tiny and layer-norm statistics"
+    return ImageTask("vit-statistics", title, _vit(options), reader, ("pointing", "corners"), indices)
 
 
 def _sst(options: Options, metrics: tuple[str, ...] = ("rationale",), name: str = "minilm-sst") -> Task:
@@ -178,6 +194,8 @@ TASKS: dict[str, Entry] = {
     "vit-boxes": Entry(_vit_boxes, "image", ("vit_tiny_imagenet", "tiny_imagenet_val")),
     "swin": Entry(_swin, "image", ("swin_tinyimagenet20",)),
     "swin-statistics": Entry(_swin_statistics, "statistics", ("swin_tinyimagenet20",)),
+    "swin-squares": Entry(_swin_squares, "image", ("swin_tinyimagenet20",)),
+    "vit-statistics": Entry(_vit_statistics, "statistics", ("vit_tiny_imagenet", "tiny_imagenet_val")),
     "minilm-sst": Entry(_sst, "text", ("minilm_sst2", "sst_rationales")),
     "minilm-sst-removal": Entry(_sst_removal, "text", ("minilm_sst2", "sst_rationales")),
     "minilm-movies": Entry(_movies, "fast", ("minilm_sst2", "eraser_movies")),
