@@ -16,7 +16,7 @@ from captum_transformer_attr.flow.maps import Maps
 from captum_transformer_attr.flow.token_flow import Flow, Weights
 from captum_transformer_attr.methods.base import TransformerAttribution, check_interpolation, finished, parsed
 from captum_transformer_attr.methods.records import AttentionRecords, collect_records, join_records
-from captum_transformer_attr.ops.attention import Attention
+from captum_transformer_attr.ops.attention import Attention, Softmax
 from captum_transformer_attr.ops.residual import Sum
 from captum_transformer_attr.recording.inputs import Inputs
 from captum_transformer_attr.recording.node import Node
@@ -172,7 +172,8 @@ class TokenAttribution(TransformerAttribution):
         """Gradient, relevance and flow through one recording."""
         if not recording.attentions:
             raise UnsupportedModelError(
-                "the model has no softmax attention over tokens between inputs and output; use TransformerLRP or Captum's IntegratedGradients"
+                f"the model has no softmax attention over tokens between inputs and output{softmax_found(recording)}; "
+                f"use TransformerLRP or Captum's IntegratedGradients"
             )
         maps = Maps(recording, recording.attentions)
         if self.needs_gradient:
@@ -199,7 +200,9 @@ class TokenAttribution(TransformerAttribution):
             signal = self.flow(recording, lambda node, rows: self.weights(maps, node, rows), active, trunk_only)
             signal.watched = watched
             arrived = recording.send(signal, leaves)
-            return Passed([a - signal.corrections.pop(i, 0) for i, a in enumerate(arrived)], signal.seen, signal.reached)
+            return Passed(
+                [a - signal.corrections.pop(i, 0) for i, a in enumerate(arrived)], signal.seen, signal.reached
+            )
 
         trunk = flow([], trunk_only=True)
         sets = self.active_sets(recording)
@@ -257,6 +260,18 @@ def active_attentions(attentions: list[Attention], start_layer: int) -> list[Att
             f"start_layer={start_layer}: the model has {len(attentions)} attention calls on the way to this output"
         )
     return attentions[start_layer:]
+
+
+def softmax_found(recording: Recording) -> str:
+    """What a model without attention over tokens has instead, and where."""
+    for kind, meaning in (
+        (Attention, "is over channels"),
+        (Softmax, "makes no map of queries and keys"),
+    ):
+        paths = [node.path for node in recording.recorder.nodes if isinstance(node, kind)]
+        if paths:
+            return f" (the softmax in module '{paths[0]}' {meaning})"
+    return ""
 
 
 def terminal_sums(recording: Recording) -> list[Sum]:
