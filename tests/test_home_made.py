@@ -1,0 +1,355 @@
+"""Models that belong to no library's zoo: each against formulas written out in ``hand_relevance.py``, with the weights it has."""
+
+import einops
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from hand_relevance import Layer, transformer_relevance
+from tiny_models import randomise
+from torch import nn
+
+from captum_transformer_attr import AttentionRelevance, AttentionRollout, TransformerRelevance
+
+C, H, N, CLASSES = 16, 2, 6, 4
+TOKENS = torch.randn(2, N, C, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+
+
+def weights(module):
+    """Weight and bias, of a norm also its epsilon."""
+    found = (module.weight.detach(), None if module.bias is None else module.bias.detach())
+    return (*found, module.eps) if isinstance(module, nn.LayerNorm) else found
+
+
+def check(model, inputs, wanted, target=1, spare=0):
+    """Token scores, conservation, and that a batch is its examples. ``spare``: class tokens in front that are no input."""
+    method = TransformerRelevance(model)
+    tokens = method.attribute_tokens(inputs, target).flatten(1)
+    _, delta = method.attribute(inputs, target, return_convergence_delta=True)
+    assert delta.abs().max() < 1e-6
+    for i in range(len(inputs)):
+        want, reached = wanted(i)
+        assert want.abs().max() > 0 and abs(float(reached.sum()) - 1) < 1e-6
+        torch.testing.assert_close(tokens[i], want[spare:], rtol=1e-5, atol=1e-6 * float(want.abs().max()))
+        alone = method.attribute_tokens(inputs[i : i + 1], target).flatten(1)
+        torch.testing.assert_close(tokens[i : i + 1], alone, rtol=1e-8, atol=1e-12)
+
+
+# ---------------------------------------------------------------------- torch.nn.TransformerEncoder
+def encoder_layer(m):
+    attention = m.self_attn
+    return Layer(
+        (attention.in_proj_weight.detach(), attention.in_proj_bias.detach()), weights(attention.out_proj), weights(m.norm1), weights(m.norm2),
+        weights(m.linear1), weights(m.linear2), attention.num_heads, m.norm_first, F.gelu if m.activation is F.gelu else F.relu,
+    )  # fmt: skip
+
+
+class Encoder(nn.Module):
+    """nn.TransformerEncoder and a classifier of the first token or of the mean."""
+
+    def __init__(self, norm_first, batch_first, activation, pooled):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(
+            C, H, 24, activation=activation, batch_first=batch_first, norm_first=norm_first
+        )
+        final = nn.LayerNorm(C) if norm_first else None
+        self.encoder = nn.TransformerEncoder(layer, 2, norm=final)
+        self.head, self.batch_first, self.pooled = nn.Linear(C, CLASSES), batch_first, pooled
+
+    def forward(self, x, padding=None):
+        y = self.encoder(x if self.batch_first else x.transpose(0, 1), src_key_padding_mask=padding)
+        y = y if self.batch_first else y.transpose(0, 1)
+        return self.head(y.mean(1) if self.pooled else y[:, 0])
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("norm_first", [True, False])
+def test_transformer_encoder(norm_first, batch_first, activation):
+    model = randomise(Encoder(norm_first, batch_first, activation, pooled=activation == "gelu").double())
+    layers = [encoder_layer(m) for m in model.encoder.layers]
+    final = weights(model.encoder.norm) if norm_first else None
+    read = "mean" if model.pooled else 0
+    check(model, TOKENS, lambda i: transformer_relevance(layers, TOKENS[i], read, weights(model.head), 1, final))
+
+
+@pytest.mark.parametrize("norm_first", [True, False])
+def test_padding_of_the_fast_path(norm_first):
+    """In evaluation torch packs padded batches into nested tensors; the explanation of a short example is that of the example without padding."""
+    model = randomise(Encoder(norm_first, True, "relu", pooled=False).double())
+    padding = torch.zeros(2, N, dtype=torch.bool)
+    padding[1, 4:] = True
+    method = TransformerRelevance(model)
+    got = method.attribute_tokens(TOKENS, 1, padding)
+    assert (got[1, 4:] == 0).all() and got[1].abs().max() > 0
+    short = method.attribute_tokens(TOKENS[1:, :4], 1, padding[1:, :4])
+    torch.testing.assert_close(got[1:, :4], short, rtol=1e-8, atol=1e-12)
+    torch.testing.assert_close(got[:1], method.attribute_tokens(TOKENS[:1], 1), rtol=1e-8, atol=1e-12)
+
+
+class EncoderDecoder(nn.Module):
+    def __init__(self, norm_first, batch_first):
+        super().__init__()
+        self.transformer = nn.Transformer(
+            C, H, 2, 2, 24, activation="gelu", batch_first=batch_first, norm_first=norm_first
+        )
+        self.head, self.batch_first = nn.Linear(C, CLASSES), batch_first
+
+    def forward(self, source, asked):
+        causal = nn.Transformer.generate_square_subsequent_mask(asked.shape[1], dtype=asked.dtype)
+        if not self.batch_first:
+            source, asked = source.transpose(0, 1), asked.transpose(0, 1)
+        y = self.transformer(source, asked, tgt_mask=causal)
+        return self.head(y[:, -1] if self.batch_first else y[-1])
+
+
+@pytest.mark.parametrize("norm_first", [True, False])
+def test_encoder_decoder(norm_first):
+    """Both axis orders agree, relevance is conserved, a batch is its examples, and no decoder token sees a later one."""
+    first, last = (randomise(EncoderDecoder(norm_first, order).double()) for order in (True, False))
+    last.load_state_dict(first.state_dict())
+    inputs = (TOKENS, TOKENS[:, :4].flip(1) * 0.5)
+    for method_class in (TransformerRelevance, AttentionRelevance):
+        got, delta = method_class(first).attribute(inputs, 2, return_convergence_delta=True)
+        other = method_class(last).attribute(inputs, 2)
+        assert delta.abs().max() < 1e-6
+        for a, b in zip(got, other, strict=True):
+            assert a.abs().amax((1, 2)).min() > 0
+            torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-12)
+        for i in range(2):
+            alone = method_class(first).attribute(tuple(t[i : i + 1] for t in inputs), 2)
+            torch.testing.assert_close(got[0][i : i + 1], alone[0], rtol=1e-8, atol=1e-12)
+            torch.testing.assert_close(got[1][i : i + 1], alone[1], rtol=1e-8, atol=1e-12)
+    maps = [r.attention for r in AttentionRelevance(first).attention_records(inputs, 2)]
+    own = [a for a in maps if a.shape[-2:] == (4, 4)]
+    assert len(maps) == 6 and len(own) == 2 and all((a.triu(1) == 0).all() for a in own)
+
+
+# ---------------------------------------------------------------------- written by hand, in every style
+class Attention(nn.Module):
+    """Self-attention; a subclass says how maps are made and applied."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.out = nn.Linear(C, 3 * C, bias=False), nn.Linear(C, C)
+
+    def forward(self, x):
+        return self.out(self.mix(*self.qkv(x).chunk(3, -1)))
+
+
+class Fused(Attention):
+    def mix(self, q, k, v):
+        q, k, v = (t.unflatten(-1, (H, -1)).transpose(1, 2) for t in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+class Einops(Attention):
+    """As in lucidrains' ViT."""
+
+    def mix(self, q, k, v):
+        q, k, v = (einops.rearrange(t, "b n (h d) -> b h n d", h=H) for t in (q, k, v))
+        dots = torch.matmul(q, k.transpose(-1, -2)) * (C // H) ** -0.5
+        return einops.rearrange(torch.matmul(nn.Softmax(dim=-1)(dots), v), "b h n d -> b n (h d)")
+
+
+class Einsum(Attention):
+    def mix(self, q, k, v):
+        q, k, v = (t.reshape(*t.shape[:-1], H, C // H) for t in (q, k, v))
+        scores = torch.einsum("bihd,bjhd->bhij", q, k) / (C // H) ** 0.5
+        return torch.einsum("...hij,...jhd->...ihd", scores.softmax(-1), v).flatten(2)
+
+
+class ByHand(Attention):
+    """One head after the other, the softmax from exponentials."""
+
+    def mix(self, q, k, v):
+        mixed = []
+        for a, b, c in zip(q.split(C // H, -1), k.split(C // H, -1), v.split(C // H, -1), strict=True):
+            scores = (a @ b.mT) / (C // H) ** 0.5
+            mixed.append(torch.softmax(scores, 2).bmm(c))
+        return torch.cat(mixed, -1)
+
+
+class TokensFirst(Attention):
+    """Sequence-first in the middle of a batch-first model, scores transposed."""
+
+    def mix(self, q, k, v):
+        q, k, v = (t.transpose(0, 1).reshape(t.shape[1], len(t) * H, C // H).transpose(0, 1) for t in (q, k, v))
+        scores = torch.baddbmm(torch.zeros((), dtype=q.dtype), q * (C // H) ** -0.5, k.mT, beta=0)
+        y = torch.bmm(torch.softmax(scores, -1), v).transpose(0, 1)
+        return y.reshape(y.shape[0], -1, C).transpose(0, 1)
+
+
+class Residual(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x) + x
+
+
+def block(attention):
+    mlp = nn.Sequential(nn.LayerNorm(C), nn.Linear(C, 24), nn.GELU(), nn.Linear(24, C))
+    return nn.Sequential(Residual(nn.Sequential(nn.LayerNorm(C), attention())), Residual(mlp))
+
+
+def layer_of(b):
+    (norm1, attention), (norm2, up, _, down) = b[0].inner, b[1].inner
+    return Layer(weights(attention.qkv), weights(attention.out), weights(norm1), weights(norm2), weights(up), weights(down), H)  # fmt: skip
+
+
+@pytest.mark.parametrize("attention", [Fused, Einops, Einsum, ByHand, TokensFirst])
+def test_residuals_in_sequential(attention):
+    """The whole model is one nn.Sequential."""
+    model = nn.Sequential(block(attention), block(attention), nn.LayerNorm(C), Take(), nn.Linear(C, CLASSES)).double()
+    randomise(model)
+    layers = [layer_of(model[0]), layer_of(model[1])]
+    check(model, TOKENS, lambda i: transformer_relevance(layers, TOKENS[i], 0, weights(model[4]), 1, weights(model[2])))
+
+
+class Take(nn.Module):
+    def forward(self, x):
+        return x[:, 0]
+
+
+@pytest.mark.parametrize("attention", [Fused, ByHand])
+def test_a_module_called_again(attention):
+    """Weight sharing: one block three times. Calls are counted, not modules."""
+
+    class Again(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.block, self.head = block(attention), nn.Linear(C, CLASSES)
+
+        def forward(self, x):
+            return self.head(self.block(self.block(self.block(x))).mean(1))
+
+    model = randomise(Again().double())
+    layers = [layer_of(model.block)] * 3
+    check(model, TOKENS, lambda i: transformer_relevance(layers, TOKENS[i], "mean", weights(model.head), 1))
+    calls = 3 * (H if attention is ByHand else 1)
+    assert len(TransformerRelevance(model).attention_records(TOKENS, 1)) == calls
+
+
+def test_shared_parameters_of_two_modules():
+    model = nn.Sequential(block(Fused), block(Einsum), Take(), nn.Linear(C, CLASSES)).double()
+    model[1][0].inner[1].qkv = model[0][0].inner[1].qkv
+    model[1][1].inner[1].weight = model[0][1].inner[1].weight
+    randomise(model)
+    layers = [layer_of(model[0]), layer_of(model[1])]
+    check(model, TOKENS, lambda i: transformer_relevance(layers, TOKENS[i], 0, weights(model[3]), 1))
+
+
+class LucidViT(nn.Module):
+    """The widely copied ViT with einops: patches by a rearrangement, norms around the embedding."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Sequential(nn.LayerNorm(48), nn.Linear(48, C), nn.LayerNorm(C))
+        self.cls, self.position = nn.Parameter(torch.zeros(1, 1, C)), nn.Parameter(torch.zeros(1, 17, C))
+        self.blocks = nn.ModuleList()
+        for _ in range(2):
+            mlp = nn.Sequential(nn.LayerNorm(C), nn.Linear(C, 24), nn.GELU(), nn.Dropout(0.1), nn.Linear(24, C))
+            self.blocks.append(nn.ModuleList([nn.Sequential(nn.LayerNorm(C), Einops()), mlp]))
+        self.head = nn.Sequential(nn.LayerNorm(C), nn.Linear(C, CLASSES))
+
+    def tokens(self, images):
+        x = self.embed(einops.rearrange(images, "b c (h p) (w q) -> b (h w) (p q c)", p=4, q=4))
+        cls = einops.repeat(self.cls, "1 1 d -> b 1 d", b=len(x))
+        return torch.cat([cls, x], 1) + self.position
+
+    def forward(self, images):
+        x = self.tokens(images)
+        for attention, mlp in self.blocks:
+            x = attention(x) + x
+            x = mlp(x) + x
+        return self.head(x[:, 0])
+
+
+def test_lucidrains_vit():
+    model = randomise(LucidViT().double())
+    layers = [
+        Layer(weights(a[1].qkv), weights(a[1].out), weights(a[0]), weights(m[0]), weights(m[1]), weights(m[4]), H)
+        for a, m in model.blocks
+    ]
+    x = model.tokens(IMAGES).detach()
+    assert TransformerRelevance(model).attribute_tokens(IMAGES, 1).shape == (2, 4, 4)
+    # The classifier's norm comes after the selection; over all tokens it is the same.
+    check(model, IMAGES, lambda i: transformer_relevance(layers, x[i], 0, weights(model.head[1]), 1, weights(model.head[0])), spare=1)  # fmt: skip
+
+
+# ---------------------------------------------------------------------- torchvision
+def test_torchvision_vit():
+    model = torchvision.models.VisionTransformer(16, 8, 2, H, C, 24, num_classes=CLASSES)
+    randomise(model.double())
+    seen = []
+    handle = model.encoder.layers[0].register_forward_pre_hook(lambda m, a: seen.append(a[0].detach()))
+    model(IMAGES)
+    handle.remove()
+    layers = []
+    for b in model.encoder.layers:
+        a = b.self_attention
+        qkv = (a.in_proj_weight.detach(), a.in_proj_bias.detach())
+        layers.append(Layer(qkv, weights(a.out_proj), weights(b.ln_1), weights(b.ln_2), weights(b.mlp[0]), weights(b.mlp[3]), H))  # fmt: skip
+    head, final = weights(model.heads.head), weights(model.encoder.ln)
+    check(model, IMAGES, lambda i: transformer_relevance(layers, seen[0][i], 0, head, 1, final), spare=1)
+    assert TransformerRelevance(model).attribute_tokens(IMAGES, 1).shape == (2, 2, 2)
+
+
+def swin_map(module, x, shift):
+    """E_h A of a window attention over the whole grid ``(S·S, S·S)``, token by token."""
+    size, side = module.window_size[0], x.shape[0]
+    shift = 0 if size >= side else shift
+    heads = module.num_heads
+    q, k, _ = F.linear(x.reshape(-1, x.shape[-1]), *weights(module.qkv)).reshape(side * side, 3, heads, -1).unbind(1)
+    result = torch.zeros(side * side, side * side, dtype=x.dtype)
+
+    def place(token):
+        """Window, place in the window and, of windows that wrap around, the part of the picture."""
+        moved = [(c - shift) % side for c in divmod(token, side)]
+        part = [int(shift > 0 and c >= side - size) + int(shift > 0 and c >= side - shift) for c in moved]
+        return [c // size for c in moved], [c % size for c in moved], part
+
+    for i in range(side * side):
+        window, here, part = place(i)
+        keys = [j for j in range(side * side) if place(j)[0] == window]
+        for h in range(heads):
+            scores = []
+            for j in keys:
+                _, there, other = place(j)
+                row = (here[0] - there[0] + size - 1) * (2 * size - 1) + here[1] - there[1] + size - 1
+                bias = module.relative_position_bias_table[row, h]
+                hidden = -100.0 if part != other else 0.0
+                scores.append(q[i, h] @ k[j, h] * q.shape[-1] ** -0.5 + bias + hidden)
+            result[i, keys] += torch.stack(scores).softmax(0).detach() / heads
+    return result
+
+
+def test_torchvision_swin():
+    """Rollout through shifted windows and a patch merging, with every map made token by token."""
+    model = torchvision.models.SwinTransformer([4, 4], 8, [2, 2], [2, 2], [2, 2], stochastic_depth_prob=0.0, num_classes=CLASSES)  # fmt: skip
+    randomise(model.double())
+    blocks = [*model.features[1], *model.features[3]]
+    seen = {}
+    handles = [b.norm1.register_forward_hook(lambda m, a, y, b=b: seen.__setitem__(b, y.detach())) for b in blocks]
+    model(IMAGES)
+    for handle in handles:
+        handle.remove()
+    got = AttentionRollout(model, normalize=False).attribute_tokens(IMAGES, 1)
+    assert got.shape == (2, 4, 4)
+    for example in range(2):
+        row, trunk = (torch.full((4,), 0.25, dtype=torch.float64) for _ in range(2))
+        for b, shift in zip(blocks[:1:-1], (1, 0), strict=True):
+            row = row + row @ swin_map(b.attn, seen[b][example], shift)
+        # A merged token's share is that of its four parts.
+        row, trunk = (t.reshape(2, 2).repeat_interleave(2, 0).repeat_interleave(2, 1).flatten() / 4 for t in (row, trunk))  # fmt: skip
+        for b, shift in zip(blocks[1::-1], (1, 0), strict=True):
+            row = row + row @ swin_map(b.attn, seen[b][example], shift)
+        torch.testing.assert_close(got[example].flatten(), row - trunk, rtol=1e-8, atol=1e-12)
+    method = TransformerRelevance(model)
+    heat, delta = method.attribute(IMAGES, 1, return_convergence_delta=True)
+    assert delta.abs().max() < 1e-6
+    alone = torch.cat([method.attribute(IMAGES[i : i + 1], 1) for i in range(2)])
+    torch.testing.assert_close(heat, alone, rtol=1e-8, atol=1e-12)
