@@ -56,6 +56,7 @@ FAMILIES = {
     "convit_tiny": {"img_size": 64, "depth": 3, "local_up_to_layer": 2, **NARROW},
     "cpubone_nano": {},
     "crossvit": {"depth": [[1, 2, 0]], "embed_dim": [24, 48]},
+    "csatv2": {},
     "davit_tiny": {"depths": (1, 1, 1, 1), "embed_dims": (16, 32, 48, 64), "num_heads": (2, 2, 4, 4)},
     "deit_tiny_distilled_patch16_224": TWO,
     "efficientformer_l1": {"depths": (1, 1, 1, 2), "embed_dims": (16, 24, 32, 48)},
@@ -143,7 +144,6 @@ def test_attributed(name):
 
 # name: what the refusal says, with the module it names
 REFUSED = {
-    "csatv2": r"'stem_dct\.transform\.transform' mixes tokens by a linear layer",
     "edgenext_xx_small": r"no softmax attention over tokens .*softmax in module 'stages\.1\.blocks\.1\.xca' is over channels",
     "mobilevitv2_050": r"no softmax attention over tokens .*softmax in module 'stages\.2\.1\.transformer\.0\.attn'",
 }

@@ -1,13 +1,15 @@
-"""Linear attention, Q (softmax(K)ᵀ V): rolled out by hand; small denominators and fused sums of products by formula."""
+"""Linear attention, Q (softmax(K)ᵀ V), and linear maps inside patches, rolled out by hand; small denominators and fused sums of products by formula."""
 
 import pytest
 import torch
+from test_residual_sums import Attend
 from timm.layers.grn import GlobalResponseNorm
 from timm.layers.lambda_layer import LambdaLayer
 from tiny_models import randomise
 from torch import nn
 
 from captum_transformer_attr import AttentionRollout, TransformerLRP, TransformerRelevance
+from captum_transformer_attr.errors import UnsupportedOperationError
 from captum_transformer_attr.rules.table import STABILISER, divide
 
 WIDTH, HEADS, TOKENS = 8, 2, 9
@@ -88,6 +90,37 @@ def test_lambda_layer_rolled_out_by_hand():
     got = AttentionRollout(model, normalize=False).attribute_tokens(x, 1)
     assert torch.allclose(got, model.blocks[0].map.mean(1), rtol=1e-10, atol=0)
     conserved_per_example(model, x)
+
+
+class Blocks(nn.Module):
+    """A linear map over the rows and one over the columns of 2 × 2 blocks (a cosine transform), then attention among the 3 × 3 blocks."""
+
+    def __init__(self, whole=False):
+        super().__init__()
+        self.rows, self.columns, self.mix = nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(TOKENS, TOKENS)
+        self.embed, self.attend, self.head, self.whole = nn.Linear(4, WIDTH), Attend(), nn.Linear(WIDTH, 4), whole
+
+    def forward(self, x):
+        x = x.reshape(len(x), 3, 2, 3, 2).permute(0, 1, 3, 2, 4)
+        x = self.columns(self.rows(x).transpose(-1, -2)).flatten(3).flatten(1, 2)
+        x = self.embed(x)
+        if self.whole:
+            x = self.mix(x.transpose(1, 2)).transpose(1, 2)
+        return self.head((x + self.attend(x)).mean(1))
+
+
+def test_linear_map_inside_patches_is_local():
+    model = randomise(Blocks().double())
+    x = torch.randn(2, 1, 6, 6, dtype=torch.float64)
+    model(x)
+    got = AttentionRollout(model, normalize=False).attribute_tokens(x, 1)
+    assert torch.allclose(got.flatten(1), model.attend.maps[0].mean(1), rtol=1e-10, atol=0)
+    conserved_per_example(model, x)
+
+
+def test_linear_map_over_all_tokens_is_refused_by_name():
+    with pytest.raises(UnsupportedOperationError, match="'mix' mixes tokens by a linear layer"):
+        TransformerRelevance(randomise(Blocks(whole=True))).attribute(torch.randn(1, 1, 6, 6), 1)
 
 
 def test_global_response_norm_is_a_sum_and_a_gate():

@@ -184,9 +184,11 @@ def linear(recorder: Recorder, input: Tensor, weight: Tensor, bias: Tensor | Non
     node = Linear(weight, bias)
     tag = tag_of(input)
     if tag is not None and tag.layout is not None:
-        found = lay.labels(tag.layout)
+        *others, last = lay.labels(tag.layout)
+        # Over the pixels inside a patch, while the patches are another part of the same axis, it is a convolution (a cosine transform of blocks).
+        inside = tag.attention == 0 and last <= set().union(*others)
         node.mixes_tokens = (
-            bool(found[-1]) and lay.FEATURE not in found[-1] and any(lay.FEATURE in f for f in found[:-1])
+            bool(last) and lay.FEATURE not in last and any(lay.FEATURE in f for f in others) and not inside
         )
     return recorder.run(node, input, **after_linear(input, last_axis_to_features(input, weight.shape[0])))
 
