@@ -17,7 +17,6 @@ A source is a module ``coverage_<source>.py`` beside this file with a function `
 from __future__ import annotations
 
 import gc
-import hashlib
 import importlib
 import json
 import re
@@ -29,7 +28,7 @@ from typing import Annotated, Any
 import torch
 import typer
 from coverage_check import Row, check
-from coverage_table import write_table
+from coverage_table import digest_of, write_table
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -44,10 +43,7 @@ MAIN = "TransformerRelevance"
 def engine_version() -> str:
     """Digest of the files that decide a result."""
     package = Path(captum_transformer_attr.__file__).parent
-    files = [
-        f for part in ("recording", "ops", "rules", "flow", "methods") for f in sorted((package / part).glob("*.py"))
-    ]
-    return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()[:12]
+    return digest_of({str(f.relative_to(package)): f.read_bytes() for f in package.rglob("*.py")})
 
 
 def available_methods() -> list[str]:
