@@ -77,7 +77,10 @@ def demo(
 @app.command()
 def explain(
     inputs: Annotated[
-        list[str], typer.Argument(metavar="INPUT...", help="Image files or sentences.", show_default=False)
+        list[str],
+        typer.Argument(
+            metavar="INPUT...", help="Image files, sentences, or region features (.npy, .npz).", show_default=False
+        ),
     ],
     model: Model = "embedded",
     checkpoint: Checkpoint = None,

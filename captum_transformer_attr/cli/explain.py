@@ -19,6 +19,7 @@ from captum_transformer_attr.cli.kinds.detection import detection_case
 from captum_transformer_attr.cli.kinds.image import image_case
 from captum_transformer_attr.cli.kinds.language import language_case
 from captum_transformer_attr.cli.kinds.pair import pair_case
+from captum_transformer_attr.cli.kinds.regions import region_cases
 from captum_transformer_attr.cli.kinds.text import text_case
 from captum_transformer_attr.cli.progress import progress_bar
 from captum_transformer_attr.cli.values import split_commas, torch_device
@@ -32,6 +33,7 @@ from captum_transformer_attr.loading import (
     LoadedModel,
     PairModel,
     PreprocessingOptions,
+    RegionAnswerModel,
     TextModel,
     load_model,
     read_labels,
@@ -109,6 +111,8 @@ def _cases(loaded: LoadedModel, given: str, request: ExplainRequest, device: tor
         return [pair_case(loaded, given, request.texts, device, merge)]
     if isinstance(loaded, AnswerModel):
         return answer_cases(loaded, given, request.texts, targets, top, device, merge)
+    if isinstance(loaded, RegionAnswerModel):
+        return region_cases(loaded, given, request.texts, targets, top, device, merge)
     if request.texts:
         raise InputError(f"--text goes with models that read an image and a text; {loaded.name} does not")
     if isinstance(loaded, ImageModel):

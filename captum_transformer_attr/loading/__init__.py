@@ -11,6 +11,7 @@ from captum_transformer_attr.loading.models import (
     LanguageModel,
     LoadedModel,
     PairModel,
+    RegionAnswerModel,
     TextModel,
 )
 from captum_transformer_attr.loading.resolve import load_model
@@ -26,6 +27,7 @@ __all__ = [
     "LoadingError",
     "PairModel",
     "PreprocessingOptions",
+    "RegionAnswerModel",
     "TextModel",
     "class_index",
     "load_model",

@@ -21,6 +21,7 @@ from captum_transformer_attr.loading.models import (
     LanguageModel,
     LoadedModel,
     PairModel,
+    RegionAnswerModel,
     TextModel,
 )
 
@@ -30,6 +31,7 @@ KINDS: dict[str, type[LoadedModel]] = {
     "ForSequenceClassification": TextModel,
     "ForObjectDetection": DetectionModel,
     "ForQuestionAnswering": AnswerModel,
+    "QuestionAnswering": RegionAnswerModel,
     "ForCausalLM": LanguageModel,
     "LMHeadModel": LanguageModel,
     "ForConditionalGeneration": LanguageModel,
@@ -41,6 +43,7 @@ NEEDED_INPUTS: dict[type[LoadedModel], tuple[str, ...]] = {
     TextModel: ("input_ids",),
     DetectionModel: ("pixel_values",),
     AnswerModel: ("pixel_values", "input_ids"),
+    RegionAnswerModel: ("input_ids",),
     LanguageModel: ("input_ids",),
     PairModel: ("pixel_values", "input_ids"),
 }
@@ -122,8 +125,8 @@ def _model_class(name: str, config: Any) -> tuple[Any, Any]:
             return model_class, kind
     raise LoadingError(
         f"model {name}: explaining {architecture or 'a model without a head'} from the command line is not supported "
-        "(supported: classifiers of images and texts, detectors, language models, question answering on images, "
-        "pairs of image and text); use the classes from Python"
+        "(supported: classifiers of images and texts, detectors, language models, question answering on images or "
+        "region features, pairs of image and text); use the classes from Python"
     )
 
 
@@ -134,6 +137,8 @@ def _takes(model_class: Any, kind: type[LoadedModel]) -> bool:
     if kind is PairModel and "return_loss" not in arguments:  # contrastive models alone have this argument
         return False
     if kind is AnswerModel and "decoder_input_ids" in arguments:
+        return False
+    if kind is RegionAnswerModel and not {"visual_feats", "visual_embeds"} & set(arguments):
         return False
     allowed = "pixel_values" in needed or "pixel_values" not in arguments
     return allowed and all(key in arguments for key in needed)

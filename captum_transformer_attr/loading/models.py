@@ -84,6 +84,29 @@ class AnswerModel(LoadedModel):
 
 
 @dataclass(frozen=True)
+class RegionAnswerModel(LoadedModel):
+    """A classifier of answers to a question about image regions whose features a detector made (LXMERT, VisualBERT)."""
+
+    tokenizer: Callable[..., Any]
+
+    @property
+    def reads_boxes(self) -> bool:
+        """Whether the regions' boxes are an input as well; otherwise the features alone."""
+        return bool(self._config.model_type == "lxmert")
+
+    @property
+    def features(self) -> tuple[str, int]:
+        """Name of the features' input and their number per region."""
+        if self.reads_boxes:
+            return "visual_feats", self._config.visual_feat_dim
+        return "visual_embeds", self._config.visual_embedding_dim
+
+    @property
+    def _config(self) -> Any:
+        return self.model.config
+
+
+@dataclass(frozen=True)
 class PairModel(LoadedModel):
     """A contrastive model: how well an image and a text fit, ``(images, texts)``."""
 
