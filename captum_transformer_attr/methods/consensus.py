@@ -25,8 +25,18 @@ class ConsensusRelevance(TokenAttribution):
     ρ_i(s) = (#{j: s_j < s_i} + #{j: s_j = s_i} / 2) / n, a number between 0 and 1. Tokens that neither method
     gives anything (padding) do not count among the n and have score 0. Tokens of several inputs are ranked together.
 
-    One method follows the attention, the other the residual stream; what both put first is hit more reliably than what
-    either does. Scores order tokens; they are shares of nothing and never negative.
+    One method follows the attention, the other the residual stream. Scores order tokens; they are shares of nothing and
+    never negative. Perturbation, positive ↓ / negative ↑ (tables under ``docs/results``; 100 pictures each): ahead of
+    both attention methods in both directions, level with ``FullGradPlus`` on the ViT and behind it on the Swin.
+
+    =======================  =======================  ====================================
+    method                   ViT-Tiny, pixels         Swin, squares of 8 x 8 pixels
+    =======================  =======================  ====================================
+    ConsensusRelevance       8.0 / 46.4               22.9 / 42.2
+    AttentionRelevance       9.7 / 45.9               25.9 / 39.2
+    FullGradPlus             7.6 / 45.6               21.7 / 44.3
+    TransformerRelevance     10.0 / 42.5              27.6 / 39.6
+    =======================  =======================  ====================================
 
     Args:
         model: any module built on softmax attention; used as it is and left as found.
