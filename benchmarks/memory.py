@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from benchmarks.cases import CASES, DEVICE, Case, Run, ours, peers
-from captum_transformer_attr.evaluation.machine import circumstances
+from captum_transformer_attr.evaluation.machine import circumstances, described
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
 DEFAULT = [n for n in CASES if n != "tiny" and "batch 32" not in n]
@@ -72,7 +72,7 @@ def in_subprocess(case: str, method: str) -> dict[str, Any]:
 
 def markdown(results: list[dict[str, Any]], about: dict[str, Any]) -> str:
     lines = ["# Memory", "", "Peak above the weights and what the process held before, one process per figure.", ""]
-    lines += [f"- {key}: {value}" for key, value in about.items()] + [""]
+    lines += [described(about), ""]
     for result in results:
         lines += [
             f"## {result['case']}",

@@ -26,7 +26,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from benchmarks.cases import CASES, DEVICE, STEPS, ours, peers
-from captum_transformer_attr.evaluation.machine import circumstances
+from captum_transformer_attr.evaluation.machine import circumstances, described
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
 
@@ -108,7 +108,7 @@ def rows(result: dict[str, Any]) -> list[tuple[str, str, str, str]]:
             low, middle, high = min(times), statistics.median(times), max(times)
             spread = f"{low / forward:.2f} - {high / forward:.2f}" if len(times) > 1 else "one run"
             found.append(
-                (method, f"{middle / forward:.2f}", spread, f"{result['items'] / middle:.1f} {result['unit']}/s")
+                (method, f"{middle / forward:.2f}", spread, f"{result['items'] / middle:.3g} {result['unit']}/s")
             )
     if result.get("lxt"):
         found.append(("lxt AttnLRP", f"{result['lxt']:.2f}", "median, own process", ""))
@@ -116,8 +116,13 @@ def rows(result: dict[str, Any]) -> list[tuple[str, str, str, str]]:
 
 
 def markdown(results: list[dict[str, Any]], about: dict[str, Any]) -> str:
-    lines = ["# Speed", "", "Multiples of the plain forward of the same model in the same run (median, min - max).", ""]
-    lines += [f"- {key}: {value}" for key, value in about.items()] + [""]
+    lines = [
+        "# Speed",
+        "",
+        "Multiples of the plain forward of the same model in the same run (median, min - max); random weights.",
+        "",
+    ]
+    lines += [described(about), ""]
     for result in results:
         lines += [f"## {result['case']}", "", "| method | × forward | spread | rate |", "| --- | ---: | ---: | ---: |"]
         lines += [f"| {' | '.join(row)} |" for row in rows(result)] + [""]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,9 +24,15 @@ def circumstances(device: torch.device | str = "cpu") -> dict[str, Any]:
         "machine": _machine(torch.device(device)),
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "commit": commit(),
-        "command": " ".join(["python", *sys.orig_argv[1:]]),
+        "command": shlex.join(["python", *sys.orig_argv[1:]]),
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
     }
+
+
+def described(how: Mapping[str, Any]) -> str:
+    """``circumstances`` as a Markdown paragraph of two lines: the command; machine, versions, commit and date."""
+    versions = ", ".join(f"{name} {number}" for name, number in how["versions"].items())
+    return f"`{how['command']}`\n\n{how['machine']}; {versions}; commit {how['commit'] or 'unknown'}; {how['date']}."
 
 
 def commit(folder: Path | None = None) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from captum_transformer_attr.evaluation.machine import described
 from captum_transformer_attr.evaluation.measures import Column
 from captum_transformer_attr.evaluation.run import TaskResult
 
@@ -24,14 +25,10 @@ def as_json(results: Sequence[TaskResult], circumstances: Mapping[str, Any]) -> 
 
 def as_markdown(results: Sequence[TaskResult], circumstances: Mapping[str, Any], title: str) -> str:
     """One table per task; the best value of a column is bold, intervals are 95 % bootstrap intervals over examples."""
-    versions = ", ".join(f"{name} {number}" for name, number in circumstances["versions"].items())
     lines = [
         f"# {title}",
         "",
-        f"`{circumstances['command']}`",
-        "",
-        f"{circumstances['machine']}; {versions}; commit {circumstances['commit'] or 'unknown'};"
-        f" {circumstances['date']}.",
+        described(circumstances),
         "",
         "Values with 95 % bootstrap intervals over the examples; ↓ lower is better, ↑ higher is better, bold: best of"
         " the column. Seconds are per example and include every class that the columns ask for.",
