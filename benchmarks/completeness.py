@@ -1,0 +1,213 @@
+"""Does relevance add up, what do parameters take, and how far do half-precision models stray? On trained models.
+
+    python -m benchmarks.completeness [--data ../shared/data] [--count 8] [--out docs/results/completeness.md]
+
+Completeness is measured in float64: the explained logit minus everything that arrived, at inputs, biases, norm shifts,
+positions and class tokens. Half precision is compared with float32, on the same rounded and on the original weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+import captum_transformer_attr as cta
+from benchmarks.language_models import sentences, stories
+from captum_transformer_attr.comparison.scores import rank_correlation
+from captum_transformer_attr.datasets import LabelledImages
+from captum_transformer_attr.evaluation import circumstances
+from captum_transformer_attr.loading import PreprocessingOptions, load_model
+from captum_transformer_attr.recording.outputs import unwrap
+from captum_transformer_attr.visualization.files import check_writable, write_files
+
+RULES = ("cp", "libra", "attnlrp", "deep_taylor")
+CONSERVING = ("cp", "libra", "deep_taylor")
+HALF = (torch.float16, torch.bfloat16)
+Make = Callable[[nn.Module], Any]
+METHODS: dict[str, Make] = {
+    **{f"TransformerLRP {rules}": (lambda model, rules=rules: cta.TransformerLRP(model, rules)) for rules in RULES},  # type: ignore[misc]
+    "AttentionRelevance": cta.AttentionRelevance,
+    "TransformerRelevance": cta.TransformerRelevance,
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A trained model in float32, inputs, and the target that explains its own choice."""
+
+    name: str
+    model: nn.Module
+    inputs: dict[str, Tensor]
+    target: Any
+
+    def values(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        """The inputs, the floating ones in another precision."""
+        return {name: t.to(dtype) if t.is_floating_point() else t for name, t in self.inputs.items()}
+
+    def logits(self, model: nn.Module, dtype: torch.dtype) -> Tensor:
+        """The explained numbers, ``(N,)``."""
+        with torch.no_grad():
+            output = unwrap(model(**self.values(dtype)))
+        rows = self.target if isinstance(self.target, list) else [(int(t),) for t in self.target]
+        return torch.stack([output[i][tuple(row)] for i, row in enumerate(rows)])
+
+
+def vision(data: Path, count: int) -> Case:
+    """ViT-Tiny of timm on ImageNet samples."""
+    weights = data / "vit_tiny_imagenet" / "model.safetensors"
+    options = PreprocessingOptions(mean=(0.5,) * 3, std=(0.5,) * 3, squash=True)
+    loaded: Any = load_model("vit_tiny_patch16_224", weights, options)
+    reader = LabelledImages(data / "imagenet_samples")
+    pixels = torch.stack([loaded.preprocessing(Image.fromarray(reader[i].image)) for i in range(count)])
+    with torch.no_grad():
+        chosen = loaded.model(pixels).argmax(1)
+    return Case("ViT-Tiny", loaded.model, {"x": pixels}, chosen)
+
+
+def text(build: Callable[[Path, int], Any], name: str) -> Callable[[Path, int], Case]:
+    """A task of `benchmarks.language_models`."""
+
+    def make(data: Path, count: int) -> Case:
+        task = build(data, count)
+        inputs = dict(task.batches[0])
+        with torch.no_grad():
+            target = task.target(task.logits(task.model, inputs).argmax(1))
+        return Case(name, task.model, inputs, target)
+
+    return make
+
+
+CASES = {
+    "ViT-Tiny": vision,
+    "MiniLM (BERT)": text(sentences, "MiniLM (BERT)"),
+    "stories260k": text(stories, "stories260k"),
+}
+
+
+def completeness(case: Case) -> list[str]:
+    """Rows of the first table, in float64."""
+    model = copy.deepcopy(case.model).double()
+    inputs, logits = case.values(torch.float64), case.logits(model, torch.float64)
+    rows = []
+    for rules in RULES:
+        method = cta.TransformerLRP(model, rules)
+        relevance, delta = method.attribute(inputs, case.target, return_convergence_delta=True)
+        taken = method.parameter_relevance(inputs, case.target)
+        sent = logits if rules != "deep_taylor" else torch.ones_like(logits)
+        arrived = sum(r.flatten(1).sum(1) for r in relevance.values() if r.is_floating_point())
+        shares = [arrived, taken_by(model, taken, False, logits), taken_by(model, taken, True, logits)]
+        cells = [f"{float((s / sent).mean()):+.3f}" for s in shares]
+        worst = f"{float(delta.abs().max()):.1e}" if rules in CONSERVING else f"({float(delta.abs().max()):.2g})"
+        rows.append(
+            f"| {case.name} | `{rules}` | {float(sent.abs().mean()):.2f} | {worst} | " + " | ".join(cells) + " |"
+        )
+    return rows
+
+
+def taken_by(model: nn.Module, taken: dict[str, Tensor], biases: bool, like: Tensor) -> Tensor:
+    """What modules with a bias took, or those without one: sums with positions, class tokens and token types."""
+    modules = dict(model.named_modules())
+    total = torch.zeros_like(like)
+    for path, share in taken.items():
+        has_bias = getattr(modules.get(path.partition("#")[0]), "bias", None) is not None
+        if has_bias == biases:
+            total = total + share
+    return total
+
+
+def precision(case: Case) -> list[str]:
+    """Rows of the second table."""
+    rows = []
+    for dtype in HALF:
+        half = copy.deepcopy(case.model).to(dtype)
+        rounded = copy.deepcopy(half).float()
+        same = {name: t.float() if t.is_floating_point() else t for name, t in case.values(dtype).items()}
+        for name, make in METHODS.items():
+            got = scores_of(make(half), case.values(dtype), case.target)
+            exact = scores_of(make(rounded), same, case.target)
+            original = scores_of(make(case.model), case.inputs, case.target)
+            finite = "yes" if bool(torch.isfinite(got).all()) else "no"
+            apart = [float((got - want).abs().max() / want.abs().max()) for want in (exact, original)]
+            ranks = [rank_correlation(x, y) for x, y in zip(got, original, strict=True)]
+            cells = [finite, *(f"{value:.1e}" for value in apart), f"{sum(ranks) / len(ranks):.4f}"]
+            rows.append(f"| {case.name} | {str(dtype).removeprefix('torch.')} | {name} | " + " | ".join(cells) + " |")
+    return rows
+
+
+def scores_of(method: Any, inputs: dict[str, Tensor], target: Any) -> Tensor:
+    """Token scores of the only input that has any, ``(N, tokens)``."""
+    (scores,) = (s for s in method.attribute_tokens(inputs, target).values() if s.is_floating_point() and s.any())
+    return scores.flatten(1).float()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path(os.environ.get("CTA_DATA") or "../shared/data"))
+    parser.add_argument("--count", type=int, default=8, help="examples per model")
+    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
+    parser.add_argument("--out", type=Path, help="Markdown file to write")
+    arguments = parser.parse_args()
+    if arguments.out:
+        check_writable(arguments.out)
+    torch.set_num_threads(1)
+    sums, halves = [], []
+    for name in arguments.cases:
+        case = CASES[name](arguments.data, arguments.count)
+        sums += completeness(case)
+        halves += precision(case)
+        print("\n".join(sums[-len(RULES) :] + halves[-len(HALF) * len(METHODS) :]), flush=True)
+    text = page(sums, halves, arguments.count)
+    if arguments.out:
+        write_files({arguments.out: lambda path: path.write_text(text, encoding="utf-8")})
+
+
+def page(sums: list[str], halves: list[str], count: int) -> str:
+    """Both tables as Markdown."""
+    how = circumstances()
+    versions = ", ".join(f"{name} {how['versions'][name]}" for name in ("python", "torch", "timm", "transformers"))
+    lines = [
+        "# Completeness and half precision",
+        "",
+        f"`{how['command']}`",
+        "",
+        f"{how['machine']}; {versions}; commit {how['commit']}; {how['date']}.",
+        "",
+        f"{count} examples per trained model, each explained for the model's own choice.",
+        "",
+        "## Does relevance add up?",
+        "",
+        "float64. Sent: mean magnitude of what is sent back, the logit (`deep_taylor`: 1). Delta: largest difference between"
+        " that and what arrived. `attnlrp` conserves only where no bias and no softmax is on the way, so its delta"
+        " stands in parentheses. Shares are means over the examples of what arrived where, relative to what was sent.",
+        "",
+        "| model | rules | sent | delta | inputs | positions, class token, token types | biases, norm shifts |",
+        "|---|---|---|---|---|---|---|",
+        *sums,
+        "",
+        "## Half precision",
+        "",
+        "Token scores of the model in half precision: all finite; their largest difference, relative to the largest score,"
+        " from float32 with the same rounded weights and from float32 with the original weights; mean Spearman rank"
+        " correlation per example with the latter. A recorded half-precision model computes in float32, so only the"
+        " rounding of its weights and inputs remains. `deep_taylor`, as published, divides by signed products of queries and"
+        " keys, which come close to 0: on a ViT a change in the third digit of the weights changes its pixels' relevance"
+        " beyond recognition, and `TransformerRelevance`, which multiplies it by the gradient, by as much as shown.",
+        "",
+        "| model | precision | method | finite | from the rounded weights | from the original weights | rank correlation |",
+        "|---|---|---|---|---|---|---|",
+        *halves,
+    ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
