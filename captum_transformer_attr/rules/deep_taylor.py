@@ -5,6 +5,8 @@ Carries relevance itself, starting from 1 at the selected output; the total is c
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -63,8 +65,15 @@ def proportional(node: Pool, r: Tensor, signal: Signal) -> Grads:
     return (result + node.spread(torch.where(empty, r, 0)) if bool(empty.any()) else result,)
 
 
+def of_zeros(r: Tensor, y: Tensor, size: Callable[[], Tensor]) -> Tensor:
+    """Relevance of outputs ``y`` that are sums of zeros only (padded tokens): there is nothing it could be sent on to. ``size``: sums of magnitudes."""
+    empty = y == 0
+    return torch.where(empty & (size() == 0), r, 0) if bool(empty.any()) else torch.zeros_like(r)
+
+
 def matrix_product(node: MatMul, r: Tensor, signal: Signal) -> Grads:
     """Both operands get half (CVPR 2021, eq. 7-8): R_U = U ⊙ (S Vᵀ) / 2, R_V = V ⊙ (Uᵀ S) / 2, S = R / UV."""
+    node.absorb(lambda: of_zeros(r, node.y, lambda: node.a.abs() @ node.b.abs()))
     s = divide(r, node.y) / 2
     return node.split(node.a * (s @ node.b.mT), node.b * (node.a.mT @ s))
 
@@ -76,6 +85,7 @@ def attention_map(node: ValueProduct | FusedAttention, p: Tensor, s: Tensor, row
 
 def eager_attention(node: ValueProduct, r: Tensor, signal: Signal) -> Grads:
     """The matrix product rule for attention times values."""
+    node.absorb(lambda: of_zeros(r, node.y, lambda: node.probability @ node.value.abs()))
     s = divide(r, node.y) / 2
     p = node.probability
     return node.split(p * (s @ node.value.mT), node.value * (p.mT @ s))
@@ -85,23 +95,29 @@ def fused_attention(node: FusedAttention, r: Tensor, signal: Signal) -> Grads:
     """Two matrix products with an identity (softmax, mask, scale) between them; q and k get a quarter each, v a half."""
     s = divide(r, node.y) / 2
     rq, rk, rv = torch.empty_like(node.query), torch.zeros_like(node.key), torch.zeros_like(node.value)
+    node.absorb(lambda: of_zeros(r, node.y, lambda: node.value.abs().sum(-2, keepdim=True)))
+    lost = r.new_zeros((*r.shape[:-2], 1, 1))
     for rows in node.blocks():
         scores = node.scores(rows)
         p = node.weights(scores, rows)
         rv += p.mT @ s[..., rows, :]
         t = attention_map(node, p, s, rows)
         empty = scores == 0
-        t = t.div_(scores.add_(node.scale * STABILISER))
         if bool(empty.any()):
+            lost += torch.where(empty, t, 0).sum(
+                (-2, -1), keepdim=True
+            )  # padded keys are zeros, and so are their scores
             t.masked_fill_(empty, 0)
+        t = t.div_(scores.add_(node.scale * STABILISER))
         rq[..., rows, :] = t @ node.key
         rk += t.mT @ node.query[..., rows, :]
     # The scores were scaled, the products that they are divided into were not; and both operands share half and half.
     half = node.scale / 2
     parts = (rq.mul_(node.query).mul_(half), rk.mul_(node.key).mul_(half), rv.mul_(node.value))
-    lost = sum(part.sum((-2, -1), keepdim=True) for part, alive in zip(parts, node.live, strict=True) if not alive)
-    if isinstance(lost, Tensor):
-        node.absorb(lambda: (lost / r.shape[-2:].numel()).expand_as(r))
+    for part, alive in zip(parts, node.live, strict=True):
+        if not alive:
+            lost += part.sum((-2, -1), keepdim=True)
+    node.absorb(lambda: (lost / r.shape[-2:].numel()).expand_as(r))
     return node.to_live(*parts)
 
 
