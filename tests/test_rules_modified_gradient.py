@@ -290,6 +290,26 @@ def test_completeness_of_whole_models(rules):
         assert torch.allclose(relevance.flatten(1).sum(1) + taken, model(x)[:, 1].detach(), atol=1e-10)
 
 
+@pytest.mark.parametrize("rules", ["cp", "libra"])
+def test_completeness_of_bert(rules):
+    """Post-norm blocks with padding: relevance of tokens + what biases, positions and token types took = logit."""
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48}
+    config = transformers.BertConfig(vocab_size=30, max_position_embeddings=16, num_labels=3, **sizes)
+    model = randomise(transformers.BertForSequenceClassification(config).double().eval())
+    mask = torch.tensor([[1] * 8, [1] * 5 + [0] * 3])
+    ids = torch.randint(1, 30, (2, 8), generator=torch.Generator().manual_seed(0))
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    method = TransformerLRP(model, rules)
+    relevance, delta = method.attribute(inputs, target=1, return_convergence_delta=True)
+    taken = method.parameter_relevance(inputs, target=1)
+    logit = model(**inputs).logits[:, 1].detach()
+    assert delta.abs().max() < 1e-10 and (relevance["input_ids"][1, 5:] == 0).all()
+    assert torch.allclose(relevance["input_ids"].sum(1) + sum(taken.values()), logit, atol=1e-10)
+    assert taken["bert.embeddings"].abs().min() > 1e-6  # positions and token types
+    assert taken["classifier"].abs().min() > 1e-6
+
+
 @pytest.mark.parametrize("rules", RULES)
 def test_probability_instead_of_logit(rules):
     """The probability's gradient takes the place of the one-hot: a mixture of the logits' relevances."""
