@@ -14,6 +14,7 @@ from captum_transformer_attr.errors import InputError, TransformerAttributionErr
 from captum_transformer_attr.flow.token_flow import TABLE as TOKEN_FLOW
 from captum_transformer_attr.methods.base import target_of
 from captum_transformer_attr.methods.transformer_relevance import TransformerRelevance
+from captum_transformer_attr.ops.attention import Attention
 from captum_transformer_attr.ops.custom import Custom
 from captum_transformer_attr.recording.audit import walk
 from captum_transformer_attr.recording.inputs import Inputs, parse
@@ -123,7 +124,8 @@ def table_of(model: nn.Module | Callable[..., Any], given: Inputs, target: Any, 
         refused = tuple(row.refused for row in rows if row.refused)
         if not refused:
             refused = refusals(TransformerRelevance(model, output=output), recording, target)
-        return Coverage(rows, len(recording.attentions), refused)
+        found = {node for node, _ in walk(recording.output) if isinstance(node, Attention) and not node.over_channels}
+        return Coverage(rows, len(found), refused)
 
 
 def refusals(method: TransformerRelevance, recording: Recording, target: Any) -> tuple[str, ...]:

@@ -1,12 +1,14 @@
 """Models with a path that could be missed: each is explained exactly like its plain twin, or refused by name."""
 
 import copy
+import threading
 
 import numpy as np
 import pytest
 import torch
 from tiny_models import TinyViT, randomise
 from torch import nn
+from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
 from captum_transformer_attr import (
@@ -17,6 +19,9 @@ from captum_transformer_attr import (
     register_rule,
     unregister_rule,
 )
+from captum_transformer_attr.recording.inputs import parse
+from captum_transformer_attr.recording.session import recorded
+from captum_transformer_attr.rules.table import gradient_signal
 
 IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
@@ -127,6 +132,26 @@ HIDDEN = {
     "cumulative sum": (lambda x: x.cumsum(1), "cumsum"),
     "Fourier transform": (lambda x: torch.fft.fft(x, dim=1).real, "fft"),
     "gradient in the forward": (own_gradient, "gradients of its own"),
+    "cast to integers": (lambda x: x + x.long().double(), "'change' takes a value out"),
+    "arithmetic with integers": (lambda x: x + x.mean(-1).long()[..., None], "'change' takes a value out"),
+    "median": (lambda x: x - x.median(1, keepdim=True)[0], "median"),
+    "running maximum": (lambda x: x.cummax(1)[0], "cummax"),
+    "largest of a segment": (
+        lambda x: x + torch.zeros_like(x).scatter_reduce(1, torch.zeros(x.shape, dtype=torch.long), x, "amax"),
+        "scatter_reduce",
+    ),
+    "distances": (lambda x: x + torch.cdist(x, x).sum(-1, keepdim=True), "cdist"),
+    "a power of the input": (lambda x: (x.abs() + 1) ** torch.sigmoid(x), "pow"),
+    "deformable sampling": (
+        lambda x: x + nn.functional.grid_sample(x[:, None], x[:, :, None, :2], align_corners=False)[:, 0],
+        "grid_sample",
+    ),
+    "statistics of the batch": (
+        lambda x: nn.functional.batch_norm(x.transpose(1, 2), None, None, training=True).transpose(1, 2),
+        "batch_norm",
+    ),
+    "reciprocal Fourier transform": (lambda x: torch.fft.irfft(torch.fft.rfft(x, dim=1), n=x.shape[1], dim=1), "fft"),
+    "hard Gumbel softmax": (lambda x: x * nn.functional.gumbel_softmax(x, hard=True), "'change' takes a value out"),
 }
 
 
@@ -167,7 +192,55 @@ def value_overwritten(x):
     return x + y
 
 
+def slices_written(x):
+    y = torch.zeros_like(x)
+    y[:, 0] = x[:, 0] * 2
+    y[:, 1:] = x[:, 1:].tanh()
+    return y
+
+
+def channels_written(x):
+    x = x.clone()
+    x[..., :4] = torch.tanh(x[..., 4:8])
+    return x
+
+
+def turned(x):
+    """A rotation of pairs of channels by complex numbers."""
+    angles = torch.polar(torch.ones(8, dtype=x.dtype), torch.arange(8, dtype=x.dtype))
+    return torch.view_as_real(torch.view_as_complex(x.reshape(*x.shape[:-1], 8, 2)) * angles).flatten(-2)
+
+
+def pruned(x):
+    """The two longest tokens stay."""
+    longest = x[:, 1:].norm(dim=-1).topk(2, dim=1)[1]
+    return torch.cat([x[:, :1], x[:, 1:].gather(1, longest[..., None].expand(-1, -1, x.shape[-1]))], 1)
+
+
+def pruned_by_index(x):
+    longest = x[:, 1:].norm(dim=-1).argsort(1, descending=True)[:, :2] + 1
+    rows = [torch.cat([t[:1], t[i]]) for t, i in zip(x, longest, strict=True)]
+    return torch.stack(rows)
+
+
+MATRIX = torch.randn(16, 16, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+
 EXACT = {
+    "slices written": (slices_written, lambda x: torch.cat([x[:, :1] * 2, x[:, 1:].tanh()], 1)),
+    "channels written": (channels_written, lambda x: torch.cat([torch.tanh(x[..., 4:8]), x[..., 4:]], -1)),
+    "tokens chosen by their size": (pruned, pruned_by_index),
+    "where on data": (lambda x: torch.where(x > 0, x, 0.1 * x), lambda x: nn.functional.leaky_relu(x, 0.1)),
+    "a branch on values": (lambda x: x * 2 if bool((x.abs() > 1e9).any()) else x * 3, lambda x: x * 3),
+    "einsum with an ellipsis": (lambda x: torch.einsum("...c,dc->...d", x, MATRIX), lambda x: x @ MATRIX.T),
+    "einsum of three": (
+        lambda x: torch.einsum("bnc,dc,ed->bne", x, MATRIX, MATRIX),
+        lambda x: x @ MATRIX.T @ MATRIX.T,
+    ),
+    "special functions": (lambda x: x * torch.special.expit(x), lambda x: x * torch.sigmoid(x)),
+    "attention by special.softmax": (
+        lambda x: x + torch.special.softmax(x @ x.mT, -1) @ x,
+        lambda x: x + torch.einsum("bnm,bmc->bnc", torch.einsum("bnc,bmc->bnm", x, x).softmax(2), x),
+    ),
     "in-place additions": (in_place, out_of_place),
     "non-reentrant checkpoint": (
         lambda x: checkpoint(lambda t: x + torch.tanh(t), x, use_reentrant=False),
@@ -190,6 +263,168 @@ def test_unusual_but_exact(name):
     assert float(want.abs().max()) > 0
     torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
     assert float(delta.abs().max()) < 1e-6
+
+
+FOLLOWED = {
+    # What autograd itself refuses (a saved tensor was overwritten) has nothing to be compared with.
+    **{name: change for name, (change, _) in EXACT.items() if name != "a constant overwritten afterwards"},
+    "complex rotation": turned,
+    "sorted": lambda x: x.sort(1)[0],
+    "largest over tokens": lambda x: x + x.amax(1, keepdim=True),
+    "products": lambda x: x * x.prod(-1, keepdim=True),
+    "quantile": lambda x: x / x.abs().quantile(0.9, dim=-1, keepdim=True),
+    "cosine similarity": lambda x: x * nn.functional.cosine_similarity(x, x[:, :1], dim=-1)[..., None],
+    "sparse attention": lambda x: x + (x @ x.mT).masked_fill(x @ x.mT < 0, -1e9).softmax(-1) @ x,
+    "instance norm": lambda x: nn.functional.instance_norm(x.transpose(1, 2)).transpose(1, 2),
+    "scatter": lambda x: x + torch.zeros_like(x).index_add(1, torch.tensor([1, 1, 0, 2, 0]), x),
+}
+
+
+@pytest.mark.parametrize("name", FOLLOWED)
+def test_gradient_of_the_recording_is_the_model_s(name):
+    """The recorded graph leads back along every path: its ordinary gradient is autograd's, and relevance is conserved."""
+    model = Changed(FOLLOWED[name])
+    _, delta = TransformerRelevance(model).attribute(IMAGES, target=1, return_convergence_delta=True)
+    assert float(delta.abs().max()) < 1e-6
+    given = parse(IMAGES)
+    with recorded(model, given) as recording:
+        recording.select(1)
+        (got,) = recording.send(gradient_signal(), list(given.leaves.values()))
+    images = IMAGES.clone().requires_grad_()
+    (want,) = torch.autograd.grad(model(images)[:, 1].sum(), images)
+    torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
+
+
+def reparametrised(change):
+    model = Changed(torch.tanh)
+    change(model.vit.blocks[0].mlp[0])
+    return model
+
+
+PARAMETRISATIONS = {
+    "weight norm": parametrizations.weight_norm,
+    "spectral norm": parametrizations.spectral_norm,
+    "orthogonal": parametrizations.orthogonal,
+}
+
+
+@pytest.mark.parametrize("name", PARAMETRISATIONS)
+def test_parametrised_weights_are_weights(name):
+    model = reparametrised(PARAMETRISATIONS[name]).eval()
+    got = TransformerRelevance(model).attribute(IMAGES, target=1)
+    torch.nn.utils.parametrize.remove_parametrizations(model.vit.blocks[0].mlp[0], "weight")
+    want = TransformerRelevance(model).attribute(IMAGES, target=1)
+    torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-14)
+
+
+def test_functional_call_with_other_weights():
+    model = Changed(None)
+    model.change = nn.Module()
+    model.change.inner = nn.Linear(16, 16).double()
+    twin = copy.deepcopy(model)
+    weights = {name: p.detach() * 2 for name, p in model.change.inner.named_parameters()}
+    model.change.forward = lambda x: torch.func.functional_call(model.change.inner, weights, (x,))
+    twin.change.inner.load_state_dict(weights)
+    twin.change.forward = twin.change.inner.forward
+    got, want = (TransformerRelevance(m).attribute(IMAGES, target=1) for m in (model, twin))
+    torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-14)
+
+
+def test_layers_that_differ_in_training():
+    """Dropout and batch norm are explained as evaluated, whatever mode the model is in, and the statistics stay."""
+    model = Changed(torch.tanh)
+    model.vit.blocks[0].mlp.insert(1, nn.Dropout(0.5))
+    model.bn = nn.BatchNorm1d(16).double()
+    model.bn.running_mean.uniform_(-1, 1)
+    model.change.change = lambda x: model.bn(x.transpose(1, 2)).transpose(1, 2)
+    want = TransformerRelevance(model.eval()).attribute(IMAGES, target=1)
+    got = TransformerRelevance(model.train()).attribute(IMAGES, target=1)
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=0)
+    assert model.training and model.bn.training and int(model.bn.num_batches_tracked) == 0
+
+
+def test_data_parallel_wrapper():
+    model = Changed(torch.tanh)
+    got, want = (TransformerRelevance(m).attribute(IMAGES, target=1) for m in (nn.DataParallel(model), model))
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=0)
+
+
+def autocast_part(x):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        return nn.functional.linear(x, MATRIX.to(x.dtype)).float()
+
+
+def test_autocast_is_followed_in_full_precision():
+    """Inside the model, and around the call."""
+    images = IMAGES.float()
+    want = TransformerRelevance(Changed(lambda x: x @ MATRIX.T.to(x.dtype)).float()).attribute(images, target=1)
+    got = TransformerRelevance(Changed(autocast_part).float()).attribute(images, target=1)
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-7)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        around = TransformerRelevance(Changed(lambda x: x @ MATRIX.T.to(x.dtype)).float()).attribute(images, target=1)
+    torch.testing.assert_close(around, want, rtol=1e-5, atol=1e-7)
+
+
+MIXED = {
+    "mean over the batch": lambda x: x - x.mean(0, keepdim=True),
+    "neighbours": lambda x: x + 0.5 * x.flip(0),
+    "softmax over the batch": lambda x: x * x.softmax(0),
+    "indices": lambda x: x + 0.5 * x[torch.arange(len(x) - 1, -1, -1)],
+    "condition on the batch": lambda x: x * 2 if len(x) > 1 else x * 3,
+}
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_examples_that_influence_each_other_are_explained_alone(name):
+    """Every example gets what it would get alone, on the second call as on the first one."""
+    explainer = TransformerRelevance(Changed(MIXED[name]))
+    alone = torch.cat([explainer.attribute(IMAGES[i : i + 1], target=1) for i in range(2)])
+    for _ in range(2):
+        got, delta = explainer.attribute(IMAGES, target=1, return_convergence_delta=True)
+        torch.testing.assert_close(got, alone, rtol=1e-9, atol=1e-13)
+        assert float(delta.abs().max()) < 1e-6
+
+
+def elsewhere(x):
+    """The recorder does not see other threads."""
+    found = []
+    thread = threading.Thread(target=lambda: found.append(torch.tanh(x)))
+    thread.start()
+    thread.join()
+    return x + found[0]
+
+
+UNSEEN = {
+    "another thread": elsewhere,
+    "vmap": lambda x: torch.vmap(lambda t: t * 2 + torch.tanh(t))(x),
+    "func.grad": lambda x: x + torch.func.grad(lambda t: (t * t).sum())(x),
+    "inference mode": torch.inference_mode()(lambda x: x * 2),
+    "a parameter from outside": lambda x: x * torch.full((16,), 2.0, dtype=x.dtype, requires_grad=True),
+    "set_grad_enabled": lambda x: (torch.set_grad_enabled(False), x * 2, torch.set_grad_enabled(True))[1],
+}
+
+
+@pytest.mark.parametrize("name", UNSEEN)
+def test_what_the_recorder_cannot_see_is_refused(name):
+    with pytest.raises((UnsupportedOperationError, UnsupportedModelError)):
+        TransformerRelevance(Changed(UNSEEN[name])).attribute(IMAGES, target=1)
+
+
+class Recurrent(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.inner = kind(16, 16, batch_first=True).double()
+
+    def forward(self, x):
+        return x + self.inner(x)[0]
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrence_is_refused_by_name(kind):
+    model = Changed(None)
+    model.change = Recurrent(kind)
+    with pytest.raises(UnsupportedOperationError, match="change.inner.*recurren"):
+        TransformerRelevance(model).attribute(IMAGES, target=1)
 
 
 def test_values_that_are_only_looked_at_do_no_harm():

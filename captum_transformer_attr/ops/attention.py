@@ -191,8 +191,8 @@ def softmax_handler(name: str) -> Any:
     return handler
 
 
-handles("softmax")(softmax_handler("softmax"))
-handles("log_softmax")(softmax_handler("log_softmax"))
+handles("softmax", "special_softmax")(softmax_handler("softmax"))
+handles("log_softmax", "special_log_softmax")(softmax_handler("log_softmax"))
 
 
 def hides_every_key(mask: Tensor | None) -> bool:

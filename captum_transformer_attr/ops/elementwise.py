@@ -126,3 +126,4 @@ for _name in sorted(BOUNDED | UNBOUNDED):
     register_elementwise(_name)
 HANDLERS["__pow__"] = HANDLERS["pow"]
 HANDLERS["__abs__"] = HANDLERS["abs"]
+HANDLERS["special_expit"] = HANDLERS["sigmoid"]

@@ -54,12 +54,10 @@ def walk(output: Tensor) -> Iterator[tuple[Node | None, Foreign | None]]:
                 following = [f for f, carries in zip(following[-len(carriers) :], carriers, strict=False) if carries]
         else:
             name = fn.name()
-            operation, where = fn.metadata.get(tags.ATTRIBUTE, ("", path))
-            path = where or path
+            operation, path = fn.metadata.get(tags.ATTRIBUTE, ("", path))
             # A function that the user wrote may have any name.
             if hasattr(fn, "_forward_cls") or not is_view_like(name):
                 yield None, Foreign(operation or name.partition("Backward")[0], path)
-                continue
         stack += [(f, path) for f in following]
 
 

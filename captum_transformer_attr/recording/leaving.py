@@ -28,6 +28,11 @@ EXPORTS = frozenset(
 WAY_OUT = "Way out: register_rule(type(module), relevance=...) for the module around it."
 
 
+def place(path: str) -> str:
+    """How a message calls a module."""
+    return f"module '{path}'" if path else "the model itself"
+
+
 def is_data_write(func: Any, name: str) -> bool:
     """``x.data = value``."""
     return name == "data" and getattr(func, "__name__", "") == "__set__"
@@ -41,7 +46,7 @@ def leave(recorder: Recorder, func: Any, name: str, args: Any, kwargs: Any, writ
     """
     if (writes or is_data_write(func, name)) and args[0].requires_grad:
         raise UnsupportedOperationError(
-            f"module '{recorder.path}' writes into a value behind autograd's back ('{name}' under no_grad or through .data): "
+            f"{place(recorder.path)} writes into a value behind autograd's back ('{name}' under no_grad or through .data): "
             f"what depends on it would be explained wrongly. {WAY_OUT}"
         )
     result = func(*args, **kwargs)
@@ -71,13 +76,22 @@ def results_of(result: Any) -> list[Tensor]:
     return [t for r in result for t in results_of(r)] if isinstance(result, (tuple, list)) else []
 
 
-def mark_dropped(recorder: Recorder, result: Any) -> None:
-    """A float that an operation made of live values without a gradient has left the graph as well."""
+ARITHMETIC = frozenset("add sub subtract rsub mul multiply div divide true_divide pow matmul".split())
+INTEGERS = frozenset("long int short char byte to type type_as".split())
+
+
+def mark_dropped(recorder: Recorder, name: str, result: Any) -> None:
+    """A float that an operation made of live values without a gradient has left the graph as well, and so has a value cast to an integer.
+
+    Positions (of a maximum, of a sorted order) and comparisons are no values: they choose, like a condition in Python.
+    """
     outs = results_of(result)
     if not any(out.requires_grad for out in outs):
         for out in outs:
             if out.is_floating_point():
                 setattr(out, CUT, recorder.path)
+            elif name in INTEGERS and out.dtype != torch.bool:
+                setattr(out, UNKNOWN, recorder.path)
 
 
 def pass_marks(result: Any, operands: list[Tensor]) -> None:
@@ -101,20 +115,23 @@ def refuse_export(recorder: Recorder, name: str, operands: list[Tensor]) -> None
     """
     if any(t.is_floating_point() and (t.requires_grad or hasattr(t, CUT)) for t in operands[:1]):
         raise UnsupportedOperationError(
-            f"module '{recorder.path}' hands a value that depends on the input to Python or NumPy ('{name}'), where it cannot be followed. {WAY_OUT}"
+            f"{place(recorder.path)} hands a value that depends on the input to Python or NumPy ('{name}'), where it cannot be followed. {WAY_OUT}"
         )
 
 
-def refuse_cut(recorder: Recorder, operands: list[Tensor]) -> None:
+def refuse_cut(recorder: Recorder, name: str, operands: list[Tensor]) -> None:
     """
     Raises:
         UnsupportedOperationError: if a live value meets one that was taken out of the graph.
     """
     for t in operands:
-        if hasattr(t, CUT) and not t.requires_grad:
+        path = getattr(t, CUT, None)
+        if path is None and name in ARITHMETIC:
+            path = getattr(t, UNKNOWN, None)
+        if path is not None and not t.requires_grad:
             raise UnsupportedOperationError(
-                f"module '{getattr(t, CUT)}' takes a value out of the graph (detach, .data, no_grad, or an operation without a gradient) and module "
-                f"'{recorder.path}' uses it again: part of the model would be invisible. {WAY_OUT}"
+                f"{place(path)} takes a value out of the graph (detach, .data, no_grad, or an operation without a gradient) and "
+                f"{place(recorder.path)} uses it again: part of the model would be invisible. {WAY_OUT}"
             )
 
 
@@ -125,7 +142,7 @@ def refuse_alias(recorder: Recorder, name: str, target: Tensor) -> None:
     """
     if hasattr(target, CUT) and target.untyped_storage().data_ptr() in recorder.aliases:
         raise UnsupportedOperationError(
-            f"module '{recorder.path}' writes into a value behind autograd's back ('{name}' on a detached alias): "
+            f"{place(recorder.path)} writes into a value behind autograd's back ('{name}' on a detached alias): "
             f"what depends on it would be explained wrongly. {WAY_OUT}"
         )
 
@@ -146,8 +163,8 @@ def recover(recorder: Recorder, tensor: Tensor) -> None:
             stack += [f for f, _ in fn.next_functions]
     if not found:
         raise UnsupportedOperationError(
-            f"module '{recorder.path}' uses a tensor with a gradient graph of its own, which was not made in this forward. "
-            f"Way out: detach buffers and cached tensors before attributing."
+            f"{place(recorder.path)} uses a tensor with a gradient graph of its own, which was not made in this forward: an operation that the recorder "
+            f"cannot see, or a tensor from outside. Way out: detach buffers and cached tensors before attributing, or register_rule for the module around it."
         )
     setattr(tensor, tags.ATTRIBUTE, recorder.merged(list(found.values())))
 

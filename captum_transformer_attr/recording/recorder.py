@@ -23,6 +23,7 @@ from captum_transformer_attr.recording.leaving import (
     leave,
     mark_dropped,
     pass_marks,
+    place,
     recover,
     refuse_alias,
     refuse_cut,
@@ -41,7 +42,11 @@ ON_CONSTANTS: dict[
 LAYOUTS: dict[str, Callable[..., Layout | None]] = {}  # view-like function name → layout of its result
 HANDLE = "_captum_transformer_attr_handle"  # float stand-in of an integer tensor of token ids
 REFUSED = {
-    "grid_sample": "deformable attention reads values at positions of its own and has no attention map"
+    "grid_sample": "deformable attention reads values at positions of its own and has no attention map",
+    **dict.fromkeys(
+        ("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell"),
+        "a recurrence over tokens has no attention map and no rule",
+    ),
 }  # function name → why
 
 # Functions that read only shapes, dtypes or devices of their tensor arguments.
@@ -142,6 +147,7 @@ class Recorder(TorchFunctionMode):
             False  # some examples were cut out of the batch axis: rows may belong to others than they seem to
         )
         self.promote = False  # follow a half-precision model in float32
+        self.autocast: torch.dtype | None = None  # precision of autocast regions in the model
         self.module_outputs: dict[str, list[Any]] = {}
         self.atomic: list[Atomic] = []
         self.captured: dict[Node, Tensor] = {}  # outputs whose arriving signals can be asked for
@@ -176,6 +182,16 @@ class Recorder(TorchFunctionMode):
         if self.paused or name in PASSIVE:
             return func(*args, **kwargs)
         operands = tensors_in(args[:1] if name in LIKE_ANOTHER else (*args, *kwargs.values()))
+        if operands and torch.is_autocast_enabled(operands[0].device.type):
+            # Mixed precision inside the model is followed in full precision, like a half-precision model.
+            kind = operands[0].device.type
+            self.promote, self.autocast = True, torch.get_autocast_dtype(kind)
+            with torch.autocast(kind, enabled=False):
+                return self.dispatch(func, name, operands, args, kwargs)
+        return self.dispatch(func, name, operands, args, kwargs)
+
+    def dispatch(self, func: Any, name: str, operands: list[Tensor], args: Any, kwargs: Any) -> Any:
+        """Record one call, or let torch run it."""
         if name in EXPORTS:
             refuse_export(self, name, operands)
         if not any(t.requires_grad for t in operands):
@@ -190,10 +206,10 @@ class Recorder(TorchFunctionMode):
                 recover(self, t)
         if name in REFUSED:
             raise UnsupportedOperationError(
-                f"no rule for operation '{name}' in module '{self.path}': {REFUSED[name]}. "
+                f"no rule for operation '{name}' in {place(self.path)}: {REFUSED[name]}. "
                 f"Way out: register_rule(type(model.get_submodule('{self.path}')), relevance=...)."
             )
-        refuse_cut(self, operands)
+        refuse_cut(self, base_name(name), operands)
         if self.promote:
             if name in CONVERSIONS:
                 return args[0]
@@ -221,7 +237,7 @@ class Recorder(TorchFunctionMode):
             self.unshare(written)
             self.keep_owned(written)
         result = func(*args, **kwargs)
-        mark_dropped(self, result if written is None else written)
+        mark_dropped(self, name, result if written is None else written)
         for out in tensors_in((result,) if written is None else (written,)):
             if out.requires_grad:
                 self.tag_native(out, name, operands, args, kwargs)

@@ -125,12 +125,13 @@ def recorded(
         function: the model, or Captum's ``forward_func``.
         inputs: see ``parse``.
         output: which tensor of the output is explained.
-        verify: also run the plain forward and compare.
+        verify: also run the plain forward and compare; of a batch also one example alone.
         tap: gets the tensors that pass chosen layers.
         constants: also record attention among constants (learned queries).
 
     Raises:
         UnsupportedModelError: if the recorded forward does not give what the plain forward gives.
+        LayoutLostError: if the examples of the batch influence each other.
     """
     recorder = Recorder(inputs.batch)
     recorder.constants = constants
@@ -139,7 +140,13 @@ def recorded(
     recorder.handle_dtype = torch.float32 if recorder.promote else dtype
     recording: Recording | None = None
     try:
-        with torch.inference_mode(False), torch.enable_grad(), as_evaluated(function) as put_back, uncompiled():
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            full_precision(),
+            as_evaluated(function) as put_back,
+            uncompiled(),
+        ):
             recorder.owned = owned_by(function)
             state = random_state(function)
             values = attach(inputs, recorder.handle_dtype, recorder.promote)
@@ -154,7 +161,11 @@ def recorded(
             recorder.restore_owned()
             # The plain forward continues the random numbers, so that a model that uses them gives something else.
             if verify or not all(map(torch.equal, state, random_state(function))):
-                compare(function, inputs, output, result)
+                plain = compare(function, inputs, output, result, recorder.autocast)
+                if inputs.batch > 1:
+                    put_back()
+                    recorder.restore_owned()
+                    refuse_mixing(function, inputs, output, plain, recorder.autocast)
             recording = Recording(recorder, inputs, result)
             yield recording
     finally:
@@ -170,11 +181,59 @@ def random_state(function: Any) -> list[Tensor]:
     return [torch.random.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in devices)]
 
 
-def compare(function: Any, inputs: Inputs, output: OutputChoice, recorded_output: Tensor) -> None:
-    """The recorded forward equals the plain one to rounding, or the call fails."""
+def plain_forward(function: Any, inputs: Inputs, output: OutputChoice) -> Tensor:
+    """What the model gives without us."""
     with torch.no_grad():
         args, kwargs = inputs.arguments({name: private(value) for name, value in inputs.values.items()})
-        plain = unwrap(function(*args, **kwargs), output)
+        return unwrap(function(*args, **kwargs), output)
+
+
+@contextlib.contextmanager
+def full_precision() -> Iterator[None]:
+    """A caller's autocast region does not reach into recording and rules."""
+    with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+        yield
+
+
+def agreement_of(function: Any, plain: Tensor, autocast: torch.dtype | None) -> float:
+    """How far two forwards may be apart, relative to the largest output."""
+    if quantised_layers(modules_of(function)):
+        return QUANTISED_AGREEMENT
+    return max(AGREEMENT[plain.dtype], 0.0 if autocast is None else AGREEMENT[autocast])
+
+
+def refuse_mixing(
+    function: Any, inputs: Inputs, output: OutputChoice, plain: Tensor, autocast: torch.dtype | None
+) -> None:
+    """An example that influences others (batch statistics, a mean over the batch) cannot be explained together with them: its scores would be theirs.
+
+    Looks at the last example. What a model cannot compute alone, or gives another shape alone (scores of all pairs), is left to the layouts.
+
+    Raises:
+        LayoutLostError: so that the examples are explained one by one, and each gets what it would get alone.
+    """
+    last = inputs.batch - 1
+    try:
+        alone = plain_forward(function, inputs.example(last), output)
+    except Exception:  # noqa: BLE001  arguments that belong to the whole batch
+        return
+    if alone.ndim == 0 or alone.shape[0] != 1 or plain.shape != (inputs.batch, *alone.shape[1:]):
+        return
+    together = plain[last:].double()
+    finite = together.isfinite() & alone.isfinite()
+    if not bool(finite.any()):
+        return
+    size = together[finite].abs().max().item()
+    allowed = agreement_of(function, plain, autocast) * max(size, 1e-3)
+    if (together - alone.double())[finite].abs().max().item() > allowed:
+        raise LayoutLostError("the examples of this batch influence each other")
+
+
+def compare(
+    function: Any, inputs: Inputs, output: OutputChoice, recorded_output: Tensor, autocast: torch.dtype | None = None
+) -> Tensor:
+    """The recorded forward equals the plain one, which is returned, to rounding, or the call fails."""
+    plain = plain_forward(function, inputs, output)
     if plain.shape != recorded_output.shape:
         raise UnsupportedModelError(
             f"the recorded forward gives shape {tuple(recorded_output.shape)}, the plain one {tuple(plain.shape)}"
@@ -184,13 +243,13 @@ def compare(function: Any, inputs: Inputs, output: OutputChoice, recorded_output
     difference = (plain.double() - recorded_output.double()).abs()[finite]
     worst = difference.max().item() if difference.numel() else 0.0
     size = plain[finite].abs().max().item() if difference.numel() else 0.0
-    agreement = QUANTISED_AGREEMENT if quantised_layers(modules_of(function)) else AGREEMENT[plain.dtype]
-    allowed = agreement * max(size, 1e-3)
+    allowed = agreement_of(function, plain, autocast) * max(size, 1e-3)
     if not worst <= allowed or not torch.equal(finite, recorded_output.to(plain.dtype).isfinite()):
         raise UnsupportedModelError(
             f"the recorded forward differs from the plain one by {worst:.2g} (outputs up to {size:.2g}): the model is random in evaluation mode or "
             f"computes in a way that cannot be followed; make it deterministic, or register_rule for the module in question"
         )
+    return plain
 
 
 def parameter_dtype(function: Any, inputs: Inputs) -> torch.dtype:
