@@ -246,13 +246,36 @@ def redrawn(model: nn.Module, seed: int = 0) -> nn.Module:
     return model
 
 
+def tamed(model: nn.Module, inputs: Tensor, limit: float = 1e6) -> nn.Module:
+    """The model; if its activations explode (drawn statistics of many batch norms in a row), so that every branch vanishes beside the trunk, with
+    every batch norm's variance the mean square of what it gets."""
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d | nn.BatchNorm1d) and m.running_var is not None]
+    with torch.no_grad():
+        if not norms or float(model(inputs).abs().max()) < limit:
+            return model
+        generator = torch.Generator().manual_seed(2)
+
+        def fit(norm: Any, args: tuple[Tensor]) -> None:
+            axes = [i for i in range(args[0].ndim) if i != 1]
+            size = args[0].square().mean(axes)
+            shift = torch.randn(size.shape, generator=generator).double()
+            norm.running_var.copy_(size)
+            norm.running_mean.copy_(0.2 * shift * size.sqrt())
+
+        handles = [norm.register_forward_pre_hook(fit) for norm in norms]
+        model(inputs)
+        for handle in handles:
+            handle.remove()
+    return model
+
+
 def build(name: str, depth: int | None = None) -> nn.Module:
     """The model with its smallest input size, float64, redrawn."""
     torch.manual_seed(0)
     small = smallest(name, depth)
     with Unfilled():
         model = timm.create_model(name, num_classes=CLASSES, **small.arguments)
-    model = redrawn(model)
+    model = tamed(redrawn(model), images(name, depth))
     return Averaged(model, small.axes) if small.axes else model
 
 

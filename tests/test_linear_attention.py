@@ -161,9 +161,9 @@ def test_addcmul_is_its_parts():
 
 def test_division_by_small_numbers_conserves_relevance():
     """The published stabiliser where a denominator is large beside it; in float64 nothing is lost where it is small; 0 where it is 0."""
-    b = torch.tensor([2.0, 0.1, 1e-5, 1e-7, -1e-9, 1e-25, 0.0], dtype=torch.float64)
-    got = divide(torch.ones(7, dtype=torch.float64), b)
+    b = torch.tensor([2.0, 0.1, 1e-5, 1e-7, -1e-9, 1e-25, 1e-310, 0.0], dtype=torch.float64)
+    got = divide(torch.ones(8, dtype=torch.float64), b)
     assert torch.equal(got[:3], 1 / (b[:3] + STABILISER))
     assert torch.equal(got[3:6], 1 / b[3:6])
-    assert got[6] == 0
-    assert torch.equal(divide(torch.ones(7), b.float()), torch.where(b == 0, 0, 1 / (b.float() + STABILISER)))
+    assert torch.equal(got[6:], torch.zeros(2, dtype=torch.float64))
+    assert torch.equal(divide(torch.ones(8), b.float()), torch.where(b.float() == 0, 0, 1 / (b.float() + STABILISER)))

@@ -22,7 +22,7 @@ from captum_transformer_attr.ops.residual import ConstantSum, Sum
 from captum_transformer_attr.ops.scatter import Accumulation
 from captum_transformer_attr.ops.shape import Join
 from captum_transformer_attr.recording.node import Grads, Node
-from captum_transformer_attr.rules.table import STABILISER, Rule, Signal, divide
+from captum_transformer_attr.rules.table import STABILISER, Rule, Signal, divide, is_nothing
 
 
 def identity(node: Node, r: Tensor, signal: Signal) -> Grads:
@@ -67,8 +67,8 @@ def proportional(node: Pool, r: Tensor, signal: Signal) -> Grads:
 
 def of_zeros(r: Tensor, y: Tensor, size: Callable[[], Tensor]) -> Tensor:
     """Relevance of outputs ``y`` that are sums of zeros only (padded tokens): there is nothing it could be sent on to. ``size``: sums of magnitudes."""
-    empty = y == 0
-    return torch.where(empty & (size() == 0), r, 0) if bool(empty.any()) else torch.zeros_like(r)
+    empty = is_nothing(y)
+    return torch.where(empty & is_nothing(size()), r, 0) if bool(empty.any()) else torch.zeros_like(r)
 
 
 def matrix_product(node: MatMul, r: Tensor, signal: Signal) -> Grads:

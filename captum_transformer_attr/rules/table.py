@@ -51,6 +51,7 @@ def gradient_signal() -> Signal:
 
 STABILISER = 1e-9  # the published one, added whatever the sign of the denominator
 RESOLVED = 1e-6  # float64 divides by smaller numbers than this as they are: beside them the stabiliser would take relevance away
+NOTHING = 1e-150  # float64 numbers below this are treated as 0
 
 
 def stabilised(b: Tensor) -> Tensor:
@@ -60,6 +61,11 @@ def stabilised(b: Tensor) -> Tensor:
     return torch.where(b.abs() < RESOLVED, b, b + STABILISER)
 
 
+def is_nothing(b: Tensor) -> Tensor:
+    """Where ``b`` is 0, or in float64 so near to it (an attention that underflows) that a quotient would overflow."""
+    return b.abs() < NOTHING if b.dtype == torch.float64 else b == 0
+
+
 def divide(a: Tensor, b: Tensor) -> Tensor:
-    """``a / b``, stabilised, 0 where b is 0."""
-    return torch.where(b == 0, 0, a / stabilised(b))
+    """``a / b``, stabilised, 0 where b is nothing."""
+    return torch.where(is_nothing(b), 0, a / stabilised(b))
