@@ -223,6 +223,7 @@ def test_methods_are_found_by_name_and_options() -> None:
     assert {"TransformerRelevance", "Occlusion", "LayerGradCam"} <= set(method_names())
     assert not {"TransformerAttribution", "ForwardWrapper"} & set(method_names())
     assert [entry.name for entry in resolve([Fixed(), "Saliency"])] == ["Fixed", "Saliency"]
+    assert [entry.name for entry in resolve("Saliency")] == ["Saliency"]
 
 
 @pytest.mark.parametrize(
@@ -236,6 +237,9 @@ def test_methods_are_found_by_name_and_options() -> None:
         (["Saliency", "saliency"], "given twice"),
         ([], "empty"),
         ([3], "got int"),
+        ([Fixed], "the class Fixed; give its name, or an object"),
+        (["IntegratedGradients:n_steps=many"], "n_steps='many' is no number"),
+        (["TransformerRelevance:normalize=yes"], "normalize='yes' is no truth value"),
     ],
 )
 def test_unknown_methods_are_explained(given: list[Any], message: str) -> None:
@@ -266,6 +270,12 @@ def test_comparison_tables_and_figures(vit: Any, bag: Bag, words: dict[str, Tens
     assert images.example(1).classes == ["target 1"]
     with pytest.raises(KeyError, match="methods: Fixed"):
         images["Saliency"]
+    with pytest.raises(InputError, match="index=2: the batch has 2 examples"):
+        images.figure(2)
+    with pytest.raises(InputError, match="no scores for input 'pixels'; explained inputs are numbered 0 to 0"):
+        images.figure(0, entry="pixels")
+    with pytest.raises(InputError, match="model: expected a torch.nn.Module, got function"):
+        compare(lambda x: x, torch.randn(1, 3), 0)  # type: ignore[arg-type]
     text = compare(bag, words, 0, ["InputXGradient"])
     assert text.example(1, tokens=list("abcd"), label="zero").panels[0].tokens == tuple("abcd")  # type: ignore[union-attr]
     assert len(text.figure(0).axes) == 1

@@ -99,12 +99,18 @@ class Comparison:
             tokens: The words of a sequence; by default its positions.
             title: Heading.
             label: Name of the target; by default the target itself.
+
+        Raises:
+            InputError: for an example or an input that there is not.
         """
         from captum_transformer_attr.visualization.report import Example, ImagePanel, TextPanel
 
-        label = label or f"target {_target_of(self.target, index)}"
         if entry is None and isinstance(self.inputs, Mapping):
             entry = next(iter(self.results[0].attributions))
+        examples = len(self.results[0].scores(entry))
+        if not -examples <= index < examples:
+            raise InputError(f"index={index}: the batch has {examples} examples, 0 to {examples - 1}")
+        label = label or f"target {_target_of(self.target, index)}"
         maps = {label: {result.name: result.scores(entry)[index].cpu().numpy() for result in self.results}}
         if next(iter(maps[label].values())).ndim == 2:
             shown = _stretched(_entry(self.inputs, entry)[index]) if picture is None else picture
@@ -144,6 +150,8 @@ def compare(
     Raises:
         InputError: if a method is unknown or cannot be applied to the inputs.
     """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     results = []
     device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
     for method in resolve(methods):
@@ -156,14 +164,15 @@ def compare(
 
 
 def _entry(container: Any, entry: str | int | None) -> Tensor:
-    if isinstance(container, Tensor):
-        return container
     if isinstance(container, Mapping):
         key = next(iter(container)) if entry is None else entry
         if key not in container:
             raise InputError(f"no scores for input {key!r}; explained inputs: {', '.join(map(str, container))}")
         return container[key]
-    return container[int(entry or 0)]
+    inputs = (container,) if isinstance(container, Tensor) else container
+    if entry is not None and entry not in range(len(inputs)):
+        raise InputError(f"no scores for input {entry!r}; explained inputs are numbered 0 to {len(inputs) - 1}")
+    return inputs[int(entry or 0)]
 
 
 def _target_of(target: Any, index: int) -> Any:

@@ -83,11 +83,15 @@ def resolve(methods: Sequence[Any]) -> list[Method]:
         InputError: if a method is unknown, or one is named twice.
     """
     resolved = []
-    for entry in methods:
+    for entry in [methods] if isinstance(methods, str) else methods:
         if isinstance(entry, Method):
             resolved.append(entry)
         elif isinstance(entry, str):
             resolved.append(method(entry))
+        elif isinstance(entry, type) and hasattr(entry, "attribute"):
+            raise InputError(
+                f"methods holds the class {entry.__name__}; give its name, or an object made with the model"
+            )
         elif hasattr(entry, "attribute"):
             resolved.append(Method(type(entry).__name__, _bound_call(entry)))
         else:
@@ -117,10 +121,15 @@ def _option(assignment: str, spec: str) -> tuple[str, Any]:
 
 def _check_options(name: str, function: Callable[..., Any], options: dict[str, Any], given: tuple[str, ...]) -> None:
     allowed = [key for key in inspect.signature(function).parameters if key not in (*given, "self", "output")]
-    for key in options:
+    for key, value in options.items():
         if key not in allowed:
             known = ", ".join(allowed) or "none"
             raise InputError(f"method {name} has no option {key!r}; its options: {known}")
+        default = inspect.signature(function).parameters[key].default
+        if isinstance(value, str) and isinstance(default, int | float):
+            raise InputError(
+                f"method {name}: {key}={value!r} is no {'truth value' if isinstance(default, bool) else 'number'}"
+            )
 
 
 def _our_call(name: str, options: dict[str, Any]) -> Callable[[nn.Module, Any, Any], Any]:
