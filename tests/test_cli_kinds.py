@@ -254,6 +254,11 @@ def test_options_of_other_kinds_are_refused(models: Path, capsys: pytest.Capture
     assert "--generate goes with" in refused(capsys, models / "photo.png", "-m", models / "detector", "--generate", 2)
 
 
+def test_words_outside_the_vocabulary_are_refused(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused(capsys, "the cat", "--model", models / "language", "--target", "zebra")
+    assert "target 'zebra' is not in the vocabulary" in line
+
+
 def test_words_that_are_tokens_are_found_alone_or_behind_a_space() -> None:
     class Spaced:
         """A tokenizer in which a word at the start and one behind a space are different tokens."""

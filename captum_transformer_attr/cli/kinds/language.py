@@ -97,9 +97,13 @@ def token_index(tokenizer: Any, wanted: str, count: int) -> int:
             return int(wanted[1:])
         raise InputError(f"target {wanted}: the vocabulary has {count} tokens, #0 to #{count - 1}")
     spelled = [tokenizer.encode(text, add_special_tokens=False) for text in (wanted, f" {wanted}")]
+    unknown = getattr(tokenizer, "unk_token_id", None)
     for pieces in reversed(spelled):
-        if len(pieces) == 1:
+        # A vocabulary of whole words has one token for every word it does not know.
+        if len(pieces) == 1 and (pieces[0] != unknown or wanted == tokenizer.unk_token):
             return int(pieces[0])
+    if spelled[0] == [unknown]:
+        raise InputError(f"target {wanted!r} is not in the vocabulary; name another token, or an id as #123")
     pieces = " ".join(repr(piece) for piece in tokenizer.convert_ids_to_tokens(spelled[0]))
     raise InputError(f"target {wanted!r} is {len(spelled[0])} tokens ({pieces}); name one of them, or an id as #123")
 
