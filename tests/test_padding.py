@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from tiny_models import randomise
 from torch import nn
 
-from captum_transformer_attr import TransformerRelevance
+from captum_transformer_attr import TransformerLRP, TransformerRelevance
 
 WIDTH = 8
 
@@ -40,3 +40,12 @@ def test_relevance_is_accounted_for(bias_of_values):
         assert torch.allclose(scores[1:], method.attribute(x[1:], 1), rtol=1e-10, atol=1e-14)
         found.append(scores)
     assert torch.allclose(*found, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype, tiny", [(torch.float64, 1e-312), (torch.float32, 1e-41)])
+def test_inputs_that_underflow_count_as_zero(dtype, tiny):
+    """A layer whose inputs are denormal: nothing is sent to them, everything is accounted for, and nothing overflows."""
+    layer = nn.Linear(3, 2).to(dtype)
+    x = torch.full((1, 3), tiny, dtype=dtype)
+    scores, delta = TransformerLRP(layer).attribute(x, 1, return_convergence_delta=True)
+    assert torch.equal(scores, torch.zeros_like(x)) and delta == 0

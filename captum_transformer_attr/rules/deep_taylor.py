@@ -47,14 +47,15 @@ def z_plus(node: LinearMap, r: Tensor, signal: Signal) -> Grads:
     limit = 10 * torch.finfo(r.dtype).eps / SMALLEST_SHARE[r.dtype]
     if node.bias is not None and bool((size < limit * node.bias.abs()).any()):
         y = node.map(x, node.weight)  # what the inputs contribute was lost in the rounding of a larger bias
-    # Only an all-zero input (padding) gives size 0: then the output is nothing but bias.
-    node.absorb(lambda: torch.where(size == 0, r, 0))
+    # Only an all-zero input (padding, probabilities that underflow) gives size 0: then the output is nothing but bias.
+    empty = is_nothing(size)
+    node.absorb(lambda: torch.where(empty, r, 0))
     z = y + size
-    negative = z <= size * SMALLEST_SHARE[r.dtype]
+    negative = (z <= size * SMALLEST_SHARE[r.dtype]) | empty
     signed = s = r / z
     if bool(negative.any()):
         s = torch.where(negative, 0, s)
-        signed = s + torch.where(negative & (size > 0), r / y, 0)
+        signed = s + torch.where(negative & ~empty, r / y, 0)
     return (node.pullback(signed, node.weight).mul_(x).addcmul_(node.pullback(s, weight), magnitude),)
 
 

@@ -51,7 +51,10 @@ def gradient_signal() -> Signal:
 
 STABILISER = 1e-9  # the published one, added whatever the sign of the denominator
 RESOLVED = 1e-6  # float64 divides by smaller numbers than this as they are: beside them the stabiliser would take relevance away
-NOTHING = 1e-150  # float64 numbers below this are treated as 0
+NOTHING = {
+    torch.float64: 1e-150,
+    torch.float32: 1e-36,
+}  # what is smaller is treated as 0: a quotient by it would overflow
 
 
 def stabilised(b: Tensor) -> Tensor:
@@ -62,8 +65,8 @@ def stabilised(b: Tensor) -> Tensor:
 
 
 def is_nothing(b: Tensor) -> Tensor:
-    """Where ``b`` is 0, or in float64 so near to it (an attention that underflows) that a quotient would overflow."""
-    return b.abs() < NOTHING if b.dtype == torch.float64 else b == 0
+    """Where ``b`` is 0, or so near to it (an attention that underflows) that a quotient would overflow."""
+    return b.abs() < NOTHING[b.dtype] if b.dtype in NOTHING else b == 0
 
 
 def divide(a: Tensor, b: Tensor) -> Tensor:
