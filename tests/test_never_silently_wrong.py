@@ -410,6 +410,29 @@ def test_what_the_recorder_cannot_see_is_refused(name):
         TransformerRelevance(Changed(UNSEEN[name])).attribute(IMAGES, target=1)
 
 
+def test_mask_in_another_precision():
+    """Torch's CPU kernel misreads a float32 mask for float64 queries: what it computes is no softmax attention. Refused, or right where it is right."""
+
+    def change(x):
+        mask = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float32).masked_fill(
+            torch.eye(5, dtype=torch.bool), -9.0
+        )
+        return x + nn.functional.scaled_dot_product_attention(x[:, None], x[:, None], x[:, None], attn_mask=mask)[:, 0]
+
+    def plain(x):
+        return x + ((x @ x.mT) / 4 - 9 * torch.eye(5, dtype=x.dtype)).softmax(-1) @ x
+
+    tokens = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    if torch.allclose(change(tokens), plain(tokens)):
+        got, want = (TransformerRelevance(Changed(f)).attribute(IMAGES, target=1) for f in (change, plain))
+        torch.testing.assert_close(got, want, rtol=1e-8, atol=1e-12)
+    else:
+        with pytest.raises(UnsupportedOperationError, match="float32 mask for torch.float64 queries"):
+            TransformerRelevance(Changed(change)).attribute(IMAGES, target=1)
+    got, want = (TransformerRelevance(Changed(f).float()).attribute(IMAGES.float(), target=1) for f in (change, plain))
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-6)
+
+
 class Recurrent(nn.Module):
     def __init__(self, kind):
         super().__init__()

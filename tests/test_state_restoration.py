@@ -2,13 +2,18 @@
 
 import copy
 import sys
+from pathlib import Path
 
 import pytest
+import timm
 import torch
 from tiny_models import TinyText, TinyViT, randomise
 from torch import nn
 
-from captum_transformer_attr import TransformerRelevance, register_rule, unregister_rule
+from captum_transformer_attr import TransformerRelevance, UnsupportedOperationError, register_rule, unregister_rule
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
+import coverage_transformers  # noqa: E402
 
 IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 HOOKS = [n for n in vars(nn.Module()) if "hook" in n]
@@ -117,6 +122,41 @@ def test_after_an_attribution():
     assert_same(other, snapshot(twin))
     assert model.cache == {} and not hasattr(model, "latest") and model.count == 0
     assert images.grad is None and torch.equal(images.detach(), IMAGES) and not images.__dict__
+
+
+SAMPLE = ["bert [sdpa]", "llama [eager]", "qwen3_moe [sdpa]", "t5 [eager]", "swinv2 [eager]", "wav2vec2 [sdpa]", "clip [sdpa]", "qwen2_vl [sdpa]", "fnet [eager]"]  # fmt: skip
+
+
+def of_library(name):
+    """A model of timm or transformers, its inputs and the target."""
+    if name.startswith("timm "):
+        model = timm.create_model(name.removeprefix("timm "), num_classes=3, img_size=32)
+        return randomise(model), torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1)), 1
+    case = next(case for case in coverage_transformers.cases() if case[0] == name)
+    return case[2](), case[3](), case[4]
+
+
+@pytest.mark.parametrize("name", [*SAMPLE, "timm vit_tiny_patch16_224", "timm swin_tiny_patch4_window7_224"])
+def test_library_models_are_left_as_they_are(name):
+    """Model, another instance of its classes, the classes themselves, inputs and process; also where the model is refused."""
+    model, inputs, target = of_library(name)
+    twin = copy.deepcopy(model)
+    model.train()
+    next(model.parameters()).requires_grad_(False)
+    kept = copy.deepcopy(inputs)
+    classes = {type(m): dict(vars(type(m))) for m in model.modules()}
+    parameters = sum(p.numel() for p in model.parameters())
+    before, other = snapshot(model), snapshot(twin)
+    try:
+        TransformerRelevance(model).attribute(inputs, target, return_convergence_delta=True)
+    except UnsupportedOperationError:
+        assert name == "fnet [eager]"
+    assert_same(before, snapshot(model))
+    assert_same(other, snapshot(twin))
+    assert sum(p.numel() for p in model.parameters()) == parameters
+    assert all(dict(vars(cls)) == old for cls, old in classes.items())
+    pairs = zip(*((t.values() if isinstance(t, dict) else [t]) for t in (inputs, kept)), strict=True)
+    assert all(torch.equal(a, b) and not a.__dict__ and a.grad_fn is None for a, b in pairs)
 
 
 def stop():

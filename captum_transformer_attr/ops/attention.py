@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from captum_transformer_attr.errors import UnsupportedOperationError
 from captum_transformer_attr.recording import layout as lay
 from captum_transformer_attr.recording import tags
 from captum_transformer_attr.recording.node import Grads, LocalNode, Node
@@ -202,6 +203,24 @@ def hides_every_key(mask: Tensor | None) -> bool:
     return not bool((mask if mask.dtype == torch.bool else mask > -math.inf).any(-1).all())
 
 
+def mask_of_same_precision(
+    recorder: Recorder, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float
+) -> Tensor:
+    """The mask in the precision of the queries, if the kernel means the same by it: torch 2.15 on CPUs reads a float32 mask wrongly for float64 queries.
+
+    Raises:
+        UnsupportedOperationError: if the model's own attention is not the softmax of masked scores.
+    """
+    q, k, v = (t.detach() for t in (query, key, value))
+    given, exact = (F.scaled_dot_product_attention(q, k, v, attn_mask=m, scale=scale) for m in (mask, mask.to(q.dtype)))
+    if not torch.allclose(given, exact, rtol=1e-3, atol=1e-5, equal_nan=True):
+        raise UnsupportedOperationError(
+            f"module '{recorder.path}' gives scaled_dot_product_attention a {mask.dtype} mask for {q.dtype} queries, which this torch computes wrongly. "
+            f"Way out: a mask of the queries' dtype, model.float(), or attention that is written out (attn_implementation='eager')."
+        )
+    return mask.to(q.dtype)
+
+
 @handles("scaled_dot_product_attention")
 def scaled_dot_product_attention(
     recorder: Recorder,
@@ -226,6 +245,8 @@ def scaled_dot_product_attention(
             return scores.softmax(-1) @ value
         lead = torch.broadcast_shapes(query.shape[:-2], key.shape[:-2], value.shape[:-2])
         query, key, value = (t if t.shape[:-2] == lead else t.expand(*lead, *t.shape[-2:]) for t in (query, key, value))
+    if attn_mask is not None and attn_mask.is_floating_point() and attn_mask.dtype != query.dtype:
+        attn_mask = mask_of_same_precision(recorder, query, key, value, attn_mask, scale)
     operands = (query, key, value)
     live = (query.requires_grad, key.requires_grad, value.requires_grad)
     if live in ((True, False, True), (False, True, True)) and not is_causal and not hides_every_key(attn_mask):
