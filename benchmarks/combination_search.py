@@ -59,6 +59,9 @@ CANDIDATES: dict[str, tuple[str, tuple[str, ...]]] = {
 COUNTS = {"vit-imagenet": 100, "swin": 200, "digits-vit": 200, "digits-swin": 300, "minilm-sst-removal": 200}
 """Examples of both halves together."""
 
+NOTES = Path(__file__).with_name("combination_notes.md")
+"""What a person concluded; goes on top of the page."""
+
 console = Console(stderr=True)
 
 
@@ -182,6 +185,7 @@ def markdown(found: dict[str, Any], about: dict[str, Any]) -> str:
     lines = [
         "# Combinations of token maps",
         "",
+        *([NOTES.read_text().strip(), ""] if NOTES.is_file() else []),
         f"`{about['command']}`",
         "",
         f"{about['machine']}; {versions}; commit {about['commit'] or 'unknown'}; {about['date']}.",

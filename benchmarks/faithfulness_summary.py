@@ -151,9 +151,11 @@ def behind_controls(tables: dict[str, dict[str, Any]]) -> list[str]:
 def figure(task: dict[str, Any], path: Path) -> None:
     """Positive against negative perturbation, a point per method, as a PNG."""
     fig, axes = pyplot.subplots(figsize=(7.2, 4.6), constrained_layout=True)
-    for name, entry in task["methods"].items():
-        metrics = entry["metrics"]
-        if not metrics or "(" in name.replace("rules=", "").replace("(attnlrp)", "").replace("(libra)", ""):
+    measured = [(name, entry["metrics"]) for name, entry in task["methods"].items() if entry["metrics"]]
+    # Labels of neighbours stand at three heights in turn.
+    measured.sort(key=lambda row: row[1]["positive, predicted"]["value"])
+    for place, (name, metrics) in enumerate(measured):
+        if "(" in name and "(rules=" not in name:  # variants of a method that is shown
             continue
         x, y = metrics["positive, predicted"], metrics["negative, predicted"]
         own = name.partition(" ")[0] in ours()
@@ -169,7 +171,13 @@ def figure(task: dict[str, Any], path: Path) -> None:
             markersize=5,
         )
         label = name.replace("TransformerLRP (rules=", "LRP (")
-        axes.annotate(label, (x["value"], y["value"]), xytext=(5, 4), textcoords="offset points", fontsize=7.5)
+        axes.annotate(
+            label,
+            (x["value"], y["value"]),
+            xytext=(5, (-11, 14, 4)[place % 3]),
+            textcoords="offset points",
+            fontsize=7.5,
+        )
     axes.set_xlabel("positive perturbation AUC (most relevant removed first; lower is better)")
     axes.set_ylabel("negative perturbation AUC (higher is better)")
     examples = max(entry["examples"] for entry in task["methods"].values())
