@@ -147,7 +147,7 @@ def otsu_mask(relevance: Tensor, size: Sequence[int], threshold_at: Resolution =
     if not bool(high > low):
         return np.zeros(tuple(size), dtype=bool)
     grey = ((values - low) / (high - low) * 255).round()
-    above = (grey > float(threshold_otsu(grey.numpy().astype(np.uint8)))).double()
+    above = (grey > float(threshold_otsu(grey[0, 0].numpy().astype(np.uint8)))).double()
     if threshold_at == "tokens":
         above = F.interpolate(above, tuple(size), mode="bilinear", align_corners=False)
     inside: Mask = (above[0, 0] > 0.5).numpy()
