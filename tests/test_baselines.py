@@ -10,6 +10,7 @@ from torch import nn
 
 from captum_transformer_attr import (
     AttentionGradCam,
+    AttentionRelevance,
     AttentionRollout,
     InputError,
     PartialLRP,
@@ -220,6 +221,22 @@ def test_every_stream_has_its_own_last_layer():
         image = records[f"vision.{range(3)[layer]}"].mean(1)[:, 0]
         assert torch.allclose(got["ids"], text, atol=1e-12)
         assert torch.allclose(got["pixels"].flatten(1), image, atol=1e-12)
+
+
+def test_queries_that_have_read_the_image_are_none_of_its_tokens():
+    """The layers of a detector's image are those of the encoder and the cross-attentions, not the queries' own."""
+    model = published("detr_generic_attention", T.DetrForObjectDetection, T.DetrConfig, T.ResNetConfig)[1]
+    pixels = {
+        "pixel_values": torch.randn(2, 3, 48, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    }
+    target = [(1, 2), (3, 0)]
+    records = AttentionRelevance(model).attention_records(pixels, target)
+    maps = [r.attention.mean(1) for r in records if r.name.endswith("encoder_attn")]
+    assert len(maps) > 1
+    for layer, map_ in enumerate(maps):
+        got = RawAttention(model, layer=layer - len(maps)).attribute_tokens(pixels, target)["pixel_values"]
+        want = torch.stack([map_[i, query] for i, (query, _) in enumerate(target)])
+        assert torch.allclose(got.flatten(1), want, atol=1e-12)
 
 
 def test_bad_options():

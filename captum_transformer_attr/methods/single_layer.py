@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from captum_transformer_attr.errors import InputError
+from captum_transformer_attr.flow.streams import find_streams
 from captum_transformer_attr.methods.records import stream_of
 from captum_transformer_attr.methods.token_level import TokenAttribution
 from captum_transformer_attr.ops.attention import Attention
@@ -49,9 +50,11 @@ def by_key_stream(recording: Recording) -> dict[str, Sequence[Attention]]:
     """Attention calls by the inputs whose tokens are the keys; calls over learned tokens alone (a detector's queries)
     score no input."""
     found: dict[str, list[Attention]] = {}
+    # Once such queries have read the image they come from it, too, but they are none of its tokens.
+    learned = {call.attention for call in find_streams(recording).calls if call.key.stream.birth is None}
     for node in recording.attentions:
         stream = key_stream(recording, node)
-        if stream:
+        if stream and node not in learned:
             found.setdefault(stream, []).append(node)
     return found  # type: ignore[return-value]
 
