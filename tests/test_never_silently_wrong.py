@@ -433,6 +433,18 @@ def test_mask_in_another_precision():
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-6)
 
 
+def test_hooks_of_the_user():
+    """A forward hook is part of the model; a backward hook, which may change gradients, is refused by name."""
+    hooked, twin = Changed(torch.tanh), Changed(lambda x: torch.tanh(x * 2.0))
+    handle = hooked.vit.blocks[0].register_forward_hook(lambda module, args, output: output * 2.0)
+    got, want = (TransformerRelevance(m).attribute(IMAGES, target=1) for m in (hooked, twin))
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=0)
+    handle.remove()
+    hooked.change.register_full_backward_hook(lambda module, before, after: (before[0] * 100,))
+    with pytest.raises(UnsupportedOperationError, match="BackwardHookFunction"):
+        TransformerRelevance(hooked).attribute(IMAGES, target=1)
+
+
 class Recurrent(nn.Module):
     def __init__(self, kind):
         super().__init__()

@@ -6,6 +6,7 @@ model, a checkpointed or compiled part.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -57,7 +58,7 @@ def walk(output: Tensor) -> Iterator[tuple[Node | None, Foreign | None]]:
             operation, path = fn.metadata.get(tags.ATTRIBUTE, ("", path))
             # A function that the user wrote may have any name.
             if hasattr(fn, "_forward_cls") or not is_view_like(name):
-                yield None, Foreign(operation or name.partition("Backward")[0], path)
+                yield None, Foreign(operation or re.sub(r"Backward\d*$", "", name), path)
         stack += [(f, path) for f in following]
 
 
