@@ -231,6 +231,9 @@ def main(
     unknown = [name for name in tasks or () if name not in COUNTS]
     if unknown:
         raise typer.BadParameter(f"no task {unknown[0]}; tasks: {', '.join(COUNTS)}")
+    strange = [row for row in rows or () if row not in SINGLES and row not in CANDIDATES]
+    if strange:
+        raise typer.BadParameter(f"no row {strange[0]}; rows: {'; '.join([*SINGLES, *CANDIDATES])}")
     if threads:
         torch.set_num_threads(threads)
     data = Path(os.environ.get("CTA_DATA") or "../shared/data")

@@ -70,6 +70,11 @@ def test_combinations_by_hand() -> None:
     assert torch.allclose(ranks, torch.tensor([[[7 / 8 + 1 / 2, 5 / 8 + 1 / 2], [3 / 8 + 7 / 8, 1 / 8 + 1 / 8]]]))
 
 
+def test_unknown_rows_are_refused() -> None:
+    with pytest.raises(typer.BadParameter, match="no row ranks of nothing"):
+        combination_search.main(["digits-swin"], rows=["ranks of nothing"])
+
+
 def test_search_runs_on_the_embedded_model(tmp_path: Path) -> None:
     rows = ["AttentionRelevance", "FullGradPlus", "AttCAT", "product of AttentionRelevance, FullGradPlus"]
     combination_search.main(["digits-swin"], rows=rows, output=tmp_path, smoke=True, batch_size=2, precision="float32")
