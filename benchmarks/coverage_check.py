@@ -19,7 +19,6 @@ from captum_transformer_attr.recording.inputs import parse
 from captum_transformer_attr.recording.node import LayoutLostError
 from captum_transformer_attr.recording.outputs import unwrap
 from captum_transformer_attr.recording.session import recorded
-from captum_transformer_attr.recording.targets import Only
 
 DELTA, BATCH, FORWARD = 1e-6, 1e-8, 1e-10
 RECTIFIED = ("AttentionGradCam",)  # their map is all zero where it has no positive value
@@ -99,7 +98,7 @@ def inspect(row: Row, model: Any, inputs: Any, target: Any) -> None:
     first = target_of(target, 0, given.batch)
     try:
         if given.packed:
-            look(row, model, given.as_one(), Only(0, first))
+            look(row, model, given.part(0), first)
         else:
             look(row, model, given, target)
     except LayoutLostError:

@@ -21,7 +21,6 @@ from captum_transformer_attr.recording.inputs import Inputs, parse
 from captum_transformer_attr.recording.node import LayoutLostError, Node
 from captum_transformer_attr.recording.outputs import OutputChoice
 from captum_transformer_attr.recording.session import Recording, recorded
-from captum_transformer_attr.recording.targets import Only
 from captum_transformer_attr.rules.deep_taylor import TABLE as DEEP_TAYLOR
 from captum_transformer_attr.rules.table import Rule, Signal
 
@@ -106,7 +105,7 @@ def coverage(
     """
     given = parse(inputs, additional_forward_args)
     if given.packed:
-        given, target = given.as_one(), Only(0, target_of(target, 0, given.batch))
+        given, target = given.part(0), target_of(target, 0, given.batch)
     try:
         return table_of(model, given, target, output)
     except LayoutLostError:
@@ -131,8 +130,6 @@ def table_of(model: nn.Module | Callable[..., Any], given: Inputs, target: Any, 
 def refusals(method: TransformerRelevance, recording: Recording, target: Any) -> tuple[str, ...]:
     """Why the passes of a method would be refused although every operation has its rules."""
     try:
-        if isinstance(target, Only) and target.target is None:
-            target = Only(0, largest(recording.output[:1]))
         recording.select(largest(recording.output) if target is None else target)
         method.score(recording, delta=True)
     except TransformerAttributionError as error:

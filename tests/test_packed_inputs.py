@@ -5,7 +5,14 @@ import torch
 from tiny_models import Block, randomise
 from torch import nn
 
-from captum_transformer_attr import AttentionRelevance, TransformerLRP, TransformerRelevance, coverage
+from captum_transformer_attr import (
+    AttentionRelevance,
+    AttentionRollout,
+    InputError,
+    TransformerLRP,
+    TransformerRelevance,
+    coverage,
+)
 
 T, K = 5, 4
 IDS = torch.randint(0, 20, (2, T), generator=torch.Generator().manual_seed(1))
@@ -51,3 +58,32 @@ def test_list_of_patches_equals_batch_of_patches(method_class, target):
 def test_coverage_of_a_list_of_patches():
     listed = {"input_ids": IDS, "pixel_values": ROWS.flatten(0, 1), "image_grid_thw": GRID}
     assert coverage(randomise(Reader().double()), listed, target=(8, 3))
+
+
+@pytest.mark.parametrize("method_class", [TransformerRelevance, TransformerLRP, AttentionRollout])
+def test_images_of_different_sizes(method_class):
+    """Every example is what it is alone, in its own rows."""
+
+    class Longest(Reader):
+        def forward(self, input_ids, pixel_values, image_grid_thw):
+            x = self.patches(pixel_values).split(image_grid_thw.prod(-1).tolist())
+            x = torch.cat([self.tower(t[None]).mean(1, keepdim=True) for t in x])
+            return self.head(self.blocks(torch.cat([x, self.embed(input_ids)], 1)))
+
+    method = method_class(randomise(Longest().double()))
+    rows = torch.randn(10, 12, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    grid = torch.tensor([[1, 2, 3], [1, 2, 2]])
+    together = {"input_ids": IDS, "pixel_values": rows, "image_grid_thw": grid}
+    got = method.attribute(together, [(5, 3), (4, 1)])
+    for i, (part, target) in enumerate(((slice(0, 6), (5, 3)), (slice(6, 10), (4, 1)))):
+        alone = {"input_ids": IDS[i : i + 1], "pixel_values": rows[part], "image_grid_thw": grid[i : i + 1]}
+        want = method.attribute(alone, target)
+        assert want["pixel_values"].abs().max() > 0
+        torch.testing.assert_close(got["pixel_values"][part], want["pixel_values"], rtol=1e-9, atol=1e-14)
+        torch.testing.assert_close(got["input_ids"][i : i + 1], want["input_ids"], rtol=1e-9, atol=1e-14)
+
+
+def test_rows_that_belong_to_nobody_are_refused():
+    listed = {"input_ids": IDS, "pixel_values": ROWS.flatten(0, 1), "image_grid_thw": torch.tensor([[1, 2, 1]] * 4)}
+    with pytest.raises(InputError, match="one example at a time"):
+        TransformerRelevance(randomise(Reader().double())).attribute(listed, (8, 3))

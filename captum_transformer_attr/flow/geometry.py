@@ -119,7 +119,7 @@ def token_scores(
             scores = here - on_grid(trunk[node], node.layout, name, batch) if node in trunk else here
             axes = axes_of(node.layout, name)
             stride = node.tag.stride if len(node.tag.stride) == len(axes) else ()
-            return TokenScores(scores, axes, stride)
+            return TokenScores(recording.inputs.placed(name, scores), axes, stride)
     return pooled_scores(recording, name, result)
 
 

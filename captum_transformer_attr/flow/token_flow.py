@@ -25,6 +25,7 @@ from captum_transformer_attr.ops.scatter import Accumulation
 from captum_transformer_attr.ops.shape import Join
 from captum_transformer_attr.recording import layout as lay
 from captum_transformer_attr.recording.node import Grads, Node
+from captum_transformer_attr.recording.recorder import Recorder
 from captum_transformer_attr.rules.table import Rule, Signal
 
 Weights = Callable[[Attention, slice], Tensor]
@@ -192,10 +193,24 @@ def carried_forward(node: Sum, a: Attention, values: Tensor) -> Tensor:
             )
             if arrived is None or not arrived.requires_grad:
                 return values.new_zeros(())
-            (result,) = torch.autograd.grad(arrived.sum(-1), probe, values.expand(arrived.shape[:-1]))
+            (result,) = torch.autograd.grad(
+                arrived.sum(-1), probe, values.expand(arrived.shape[:-1]), allow_unused=True
+            )
     finally:
         recorder.signal = outer
+    if result is None:  # what arrived does not depend on what was sent
+        if not any(b.tag.comes_from(a.tag) and node.tag.comes_from(b.tag) for b in other_attentions(recorder, a)):
+            raise UnsupportedOperationError(
+                f"the rows of the attention in module '{a.path}' cannot be followed to module '{node.path}', so they cannot be normalised. "
+                f"Way out: normalize=False."
+            )
+        return values.new_zeros(())
     return result
+
+
+def other_attentions(recorder: Recorder, other_than: Attention) -> list[Attention]:
+    """The other attention calls of a recording."""
+    return [n for n in recorder.captured if isinstance(n, Attention) and n is not other_than]
 
 
 def no_weights(node: Attention, rows: slice) -> Tensor:

@@ -15,7 +15,7 @@ from captum_transformer_attr.recording.node import LayoutLostError
 from captum_transformer_attr.recording.outputs import OutputChoice
 from captum_transformer_attr.recording.session import Recording, recorded
 from captum_transformer_attr.recording.tap import Tap
-from captum_transformer_attr.recording.targets import Only, target_of
+from captum_transformer_attr.recording.targets import target_of
 
 Result = TypeVar("Result")
 INTERPOLATIONS = ("bilinear", "nearest")
@@ -92,9 +92,8 @@ class TransformerAttribution(GradientAttribution):  # type: ignore[misc]
 
         batch = inputs.batch
         if inputs.packed:
-            only = [Only(i, target_of(t, i, batch)) for t in targets for i in range(batch)]
-            found = run(inputs.as_one(), only)
-            return [join(found[k * batch : (k + 1) * batch]) for k in range(len(targets))]
+            parts = [run(inputs.part(i), [target_of(t, i, batch) for t in targets]) for i in range(batch)]
+            return [join(list(results)) for results in zip(*parts, strict=True)]
         try:
             return run(inputs, targets)
         except LayoutLostError:

@@ -30,8 +30,8 @@ GRIDS = re.compile("grid_thw")
 class Inputs:
     """The arguments of one call: ``kind`` is ``"tensor"``, ``"tuple"`` or ``"mapping"``; ``values`` has one entry per argument.
 
-    packed: some entry has no batch axis; then the whole batch is recorded as one example, and every result has one more axis in front, over the
-    examples whose outputs were explained. joint: the inputs of such a recording.
+    packed: some entry has no batch axis; then every example is recorded alone, and every result has one more axis in front, over the examples.
+    windows: of such an example, where in every explained entry it lies (first row, row behind the last one).
     """
 
     kind: str
@@ -40,12 +40,13 @@ class Inputs:
     extra: tuple[Any, ...] = ()
     leaves: dict[str, Tensor] = field(default_factory=dict)
     packed: bool = False
-    joint: bool = False
+    windows: dict[str, tuple[int, int]] = field(default_factory=dict)
+    whole: dict[str, torch.Size] = field(default_factory=dict)
 
     @property
     def batch(self) -> int:
         """Number of examples."""
-        if self.joint:
+        if self.windows:
             return 1
         names = [n for n in self.explained if not (self.packed and self.values[n].is_floating_point())]
         return int(self.values[names[0]].shape[0])
@@ -55,9 +56,46 @@ class Inputs:
         shape = self.values[name].shape
         return torch.Size((self.batch, *shape)) if self.packed else shape
 
-    def as_one(self) -> Inputs:
-        """All examples recorded as one."""
-        return Inputs(self.kind, self.values, self.explained, self.extra, joint=True)
+    def part(self, i: int) -> Inputs:
+        """The i-th example of packed inputs; its results have the shapes of the whole, with zeros outside its rows.
+
+        Raises:
+            InputError: if the rows of an entry without a batch axis cannot be told apart.
+        """
+        one = self.example(i)
+        for name in self.explained:
+            value = self.values[name]
+            one.whole[name] = value.shape
+            one.windows[name] = (i, i + 1)
+            if value.is_floating_point():
+                first, last = self.rows_of(i, name)
+                one.windows[name], one.values[name] = (first, last), value[first:last]
+        return one
+
+    def placed(self, name: str, scores: Tensor) -> Tensor:
+        """Scores ``(1, rows, ...)`` of an example of packed inputs at its rows of the whole."""
+        if not self.windows:
+            return scores
+        start, stop = self.windows[name]
+        result = scores.new_zeros(1, self.whole[name][0], *scores.shape[2:])
+        result[:, start:stop] = scores
+        return result
+
+    def rows_of(self, i: int, name: str) -> tuple[int, int]:
+        """Rows of the i-th example in an entry without a batch axis: one grid per example, or one example."""
+        total = self.values[name].shape[0]
+        if self.batch == 1:
+            return 0, total
+        grids = [
+            v for n, v in self.values.items() if GRIDS.search(n) and isinstance(v, Tensor) and v.shape[0] == self.batch
+        ]
+        for grid in grids:
+            ends = grid.prod(-1).cumsum(0).tolist()
+            if ends[-1] == total:
+                return ([0, *ends][i], ends[i])
+        raise InputError(
+            f"inputs: '{name}' has {total} rows for {self.batch} examples, and no entry gives one grid of them per example; explain one example at a time"
+        )
 
     @property
     def dtype(self) -> torch.dtype:
@@ -182,17 +220,24 @@ def attach(inputs: Inputs, dtype: torch.dtype, promote: bool) -> dict[str, Any]:
     values = {name: value if name in inputs.explained else private(value) for name, value in inputs.values.items()}
     for position, name in enumerate(inputs.explained):
         value = inputs.values[name]
-        shape = (1, *value.shape) if inputs.joint else value.shape
-        layout = initial(name, shape)[1:] if inputs.joint else initial(name, shape)
+        shape = (1, *inputs.whole[name]) if inputs.windows else value.shape
+        layout = initial(name, (1, *value.shape))[1:] if inputs.windows else initial(name, shape)
         tag = Tag(origin=position, ancestors=1 << position, carried=1 << position, layout=layout)
         if value.is_floating_point():
             copied = value.detach().to(torch.float32 if promote else value.dtype, copy=True)
-            leaf = copied.reshape(shape).requires_grad_()
-            given = leaf.reshape(value.shape).clone()  # the model may write into its input, but not into a leaf
+            if inputs.windows:
+                start, stop = inputs.windows[name]
+                leaf = copied.new_zeros(shape)
+                leaf[0, start:stop] = copied
+                leaf.requires_grad_()
+                given = leaf[0, start:stop].clone()
+            else:
+                leaf = copied.requires_grad_()
+                given = leaf.clone()  # the model may write into its input, but not into a leaf
             setattr(given, tags.ATTRIBUTE, tag)
         else:
             leaf = torch.zeros(shape, dtype=dtype, device=value.device, requires_grad=True)
-            handle = leaf.view(value.shape)
+            handle = leaf[0, slice(*inputs.windows[name])] if inputs.windows else leaf.view_as(leaf)
             setattr(handle, tags.ATTRIBUTE, tag)
             given = value.clone()
             setattr(given, HANDLE, handle)

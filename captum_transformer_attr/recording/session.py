@@ -25,7 +25,7 @@ from captum_transformer_attr.recording.quantised import dequantised, quantised_l
 from captum_transformer_attr.recording.recorder import HANDLE, Recorder
 from captum_transformer_attr.recording.tags import Tag, tag_of
 from captum_transformer_attr.recording.tap import Tap
-from captum_transformer_attr.recording.targets import Contrast, Only, select
+from captum_transformer_attr.recording.targets import Contrast, select
 from captum_transformer_attr.rules.table import Signal
 
 # How far the recorded forward may be from the plain one, relative to the largest output: rounding, not more.
@@ -56,11 +56,8 @@ class Recording:
         """
         self.target = target
         # Of a difference the first term is what relevance and token flow start from; ``start`` knows both.
-        output = self.output
-        if isinstance(target, Only):
-            output, target = output[target.example : target.example + 1], target.target
-        self.selected = select(output, target.first if isinstance(target, Contrast) else target)
-        self.subtracted = select(output, target.second) if isinstance(target, Contrast) else None
+        self.selected = select(self.output, target.first if isinstance(target, Contrast) else target)
+        self.subtracted = select(self.output, target.second) if isinstance(target, Contrast) else None
         if not self.selected.requires_grad:
             path = getattr(self.output, CUT, None)
             cause = f": module '{path}' takes it out of the graph (detach, .data or no_grad)" if path else ""

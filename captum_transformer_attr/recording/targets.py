@@ -27,22 +27,12 @@ class Contrast:
     second: Any
 
 
-@dataclass(frozen=True)
-class Only:
-    """The target of one example of several that are recorded as one."""
-
-    example: int
-    target: Any
-
-
 def select(output: Tensor, target: Any) -> Tensor:
     """One number per example, ``(N,)``.
 
     Raises:
         TargetError: if the target does not select one number per example of this output.
     """
-    if isinstance(target, Only):
-        return select(output[target.example : target.example + 1], target.target)
     if isinstance(target, Contrast):
         return select(output, target.first) - select(output, target.second)
     shape = tuple(output.shape)
