@@ -209,6 +209,17 @@ def test_residuals_in_sequential(attention):
     check(model, TOKENS, lambda i: transformer_relevance(layers, TOKENS[i], 0, weights(model[4]), 1, weights(model[2])))
 
 
+@pytest.mark.parametrize("attention", [Einops, Einsum, ByHand, TokensFirst])
+def test_rollout_does_not_depend_on_the_style(attention):
+    """Rows are normalised by what the attention sends through joined heads, views and transposes."""
+    models = [
+        nn.Sequential(block(style), block(style), nn.LayerNorm(C), Take(), nn.Linear(C, CLASSES)).double()
+        for style in (attention, Fused)
+    ]
+    got, want = (AttentionRollout(randomise(model)).attribute_tokens(TOKENS, 1) for model in models)
+    torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
+
+
 class Take(nn.Module):
     def forward(self, x):
         return x[:, 0]

@@ -191,11 +191,13 @@ def carried_forward(node: Sum, a: Attention, values: Tensor) -> Tensor:
             (arrived,) = torch.autograd.grad(
                 recorder.captured[node], recorder.captured[a], probe, create_graph=True, allow_unused=True
             )
-            if arrived is None or not arrived.requires_grad:
+            if arrived is None:
                 return values.new_zeros(())
-            (result,) = torch.autograd.grad(
-                arrived.sum(-1), probe, values.expand(arrived.shape[:-1]), allow_unused=True
-            )
+            result = None
+            if arrived.requires_grad:
+                (result,) = torch.autograd.grad(
+                    arrived.sum(-1), probe, values.expand(arrived.shape[:-1]), allow_unused=True
+                )
     finally:
         recorder.signal = outer
     if result is None:  # what arrived does not depend on what was sent

@@ -118,4 +118,7 @@ class LocalNode(Node):
         return self.y.detach()
 
     def gradient(self, g: Tensor) -> Grads:
-        return torch.autograd.grad(self.y, self.leaves, g, retain_graph=True, allow_unused=True)
+        # Where the signal is itself differentiated (row sums of the token flow), what leaves depends on what arrived.
+        return torch.autograd.grad(
+            self.y, self.leaves, g, retain_graph=True, create_graph=g.requires_grad, allow_unused=True
+        )
