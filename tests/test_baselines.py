@@ -1,6 +1,7 @@
 """The baselines of CVPR 2021 against the published maps and against their formulas written out."""
 
 import pytest
+import timm
 import torch
 import transformers as T
 from test_attention_relevance import golden as published
@@ -9,6 +10,7 @@ from tiny_models import Block, TinyText, TinyViT, randomise
 from torch import nn
 
 from captum_transformer_attr import (
+    AttCAT,
     AttentionGradCam,
     AttentionRelevance,
     AttentionRollout,
@@ -18,6 +20,7 @@ from captum_transformer_attr import (
     RelevanceRollout,
     TransformerLRP,
     TransformerRelevance,
+    UnsupportedModelError,
 )
 from captum_transformer_attr.ops.residual import ConstantSum, Sum
 from captum_transformer_attr.rules import relevance_tables
@@ -246,3 +249,13 @@ def test_bad_options():
         RawAttention(model, layer=5).attribute(images, 0)
     with pytest.raises(InputError, match="average='mean': choose one of row, map"):
         AttentionGradCam(model, average="mean")
+
+
+def test_tokens_without_a_way_to_the_input_are_refused():
+    """LeViT shrinks its grid by attention without a residual: a later layer's tokens have no place in the image."""
+    model = randomise(timm.create_model("levit_128s", num_classes=3).double())
+    images = torch.randn(1, 3, 224, 224, dtype=torch.float64)
+    for method in (RawAttention, AttCAT):
+        with pytest.raises(UnsupportedModelError, match="followed to the input"):
+            method(model).attribute(images, target=1)
+    assert AttentionRollout(model).attribute(images, target=1).abs().sum() > 0

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from captum_transformer_attr.errors import UnsupportedModelError
 from captum_transformer_attr.flow.maps import Maps
 from captum_transformer_attr.flow.token_flow import Flow
 from captum_transformer_attr.methods.token_level import Passed, TokenAttribution, terminal_sums
@@ -43,9 +44,23 @@ class LayerSumAttribution(TokenAttribution):
         signal = TrunkFlow({})
         signal.watched = watched
         arrived = recording.relay(signal, [d.tensor for d in found], [d.scores for d in found], leaves)
+        refuse_lost(arrived, [d.scores for d in found], "the layers' tokens")
         zeros = [torch.zeros_like(leaf) for leaf in leaves]
         through = [z if r is None else r for r, z in zip(arrived, zeros, strict=True)]
         return Passed(through, signal.seen, signal.reached), Passed(zeros, {}, set())
+
+
+def refuse_lost(arrived: Sequence[Tensor | None], sent: Sequence[Tensor], tokens: str) -> None:
+    """A map of zeros must not stand for tokens that have no place in the input.
+
+    Raises:
+        UnsupportedModelError: if scores were sent and none arrived.
+    """
+    if any(bool(s.any()) for s in sent) and not any(r is not None and bool(r.any()) for r in arrived):
+        raise UnsupportedModelError(
+            f"{tokens} cannot be followed to the input along residual connections (attention without a residual merges them); "
+            "use TransformerRelevance or AttentionRollout"
+        )
 
 
 class TrunkFlow(Flow):

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from captum_transformer_attr.errors import InputError
+from captum_transformer_attr.flow.maps import Maps
 from captum_transformer_attr.flow.streams import find_streams
+from captum_transformer_attr.methods.layer_sum import refuse_lost
 from captum_transformer_attr.methods.records import stream_of
-from captum_transformer_attr.methods.token_level import TokenAttribution
+from captum_transformer_attr.methods.token_level import Passed, TokenAttribution
 from captum_transformer_attr.ops.attention import Attention
 from captum_transformer_attr.recording import layout as lay
+from captum_transformer_attr.recording.node import Node
 from captum_transformer_attr.recording.outputs import OutputChoice
 from captum_transformer_attr.recording.session import Recording
 
@@ -44,6 +48,23 @@ class SingleLayerAttribution(TokenAttribution):
                 )
             chosen.append([calls[self.layer]])
         return chosen
+
+    def roll_out(
+        self, recording: Recording, maps: Maps, leaves: list[Tensor], watched: Collection[Node]
+    ) -> tuple[Passed, Passed]:
+        passed, trunk = super().roll_out(recording, maps, leaves, watched)
+        if not any(bool((a - t).any()) for a, t in zip(passed.arrived, trunk.arrived, strict=True)):
+            # Nothing but zeros: is that what the map says, or have its tokens no way to the input?
+            for active in self.active_sets(recording):
+                even = self.passed(recording, everywhere, active, leaves, watched)
+                lost = [a - t for a, t in zip(even.arrived, trunk.arrived, strict=True)]
+                refuse_lost(lost, [torch.ones(1)], f"the tokens of the attention in module '{active[0].path}'")
+        return passed, trunk
+
+
+def everywhere(node: Attention, rows: slice) -> Tensor:
+    """The same weight for every key."""
+    return torch.ones_like(node.probabilities(rows))
 
 
 def by_key_stream(recording: Recording) -> dict[str, Sequence[Attention]]:

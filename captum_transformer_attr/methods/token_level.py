@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -196,20 +197,32 @@ class TokenAttribution(TransformerAttribution):
     ) -> tuple[Passed, Passed]:
         """What the attention weights bring to the inputs, and the share of it that is only the identity of the read-out rows."""
 
-        def flow(active: list[Attention], trunk_only: bool) -> Passed:
-            signal = self.flow(recording, lambda node, rows: self.weights(maps, node, rows), active, trunk_only)
-            signal.watched = watched
-            arrived = recording.send(signal, leaves)
-            return Passed(
-                [a - signal.corrections.pop(i, 0) for i, a in enumerate(arrived)], signal.seen, signal.reached
-            )
+        def passed_by(active: list[Attention], trunk_only: bool = False) -> Passed:
+            weights = partial(self.weights, maps)
+            return self.passed(recording, weights, active, leaves, watched, trunk_only)
 
-        trunk = flow([], trunk_only=True)
+        trunk = passed_by([], trunk_only=True)
         sets = self.active_sets(recording)
-        passed = flow(sets[0], trunk_only=False)
+        passed = passed_by(sets[0])
         for active in sets[1:]:
-            passed = passed.plus(flow(active, trunk_only=False)).plus(trunk, -1)
+            passed = passed.plus(passed_by(active)).plus(trunk, -1)
         return passed, trunk
+
+    def passed(
+        self,
+        recording: Recording,
+        weights: Weights,
+        active: list[Attention],
+        leaves: list[Tensor],
+        watched: Collection[Node],
+        trunk_only: bool = False,
+    ) -> Passed:
+        """One pass of the token flow."""
+        signal = self.flow(recording, weights, active, trunk_only)
+        signal.watched = watched
+        arrived = recording.send(signal, leaves)
+        through = [a - signal.corrections.pop(i, 0) for i, a in enumerate(arrived)]
+        return Passed(through, signal.seen, signal.reached)
 
     def flow(self, recording: Recording, weights: Weights, active: list[Attention], trunk_only: bool) -> Flow:
         """The token flow with these attention weights."""
