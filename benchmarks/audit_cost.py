@@ -20,6 +20,7 @@ import typer
 
 from captum_transformer_attr import TransformerRelevance
 from captum_transformer_attr.evaluation.machine import circumstances, described
+from captum_transformer_attr.output_files import write_texts
 from captum_transformer_attr.recording.audit import audit
 from captum_transformer_attr.recording.inputs import parse
 from captum_transformer_attr.recording.session import recorded
@@ -77,9 +78,7 @@ def main(
     text = "\n".join([*lines, "", described(circumstances()), ""])
     typer.echo(text)
     if not smoke:
-        temporary = RESULT.with_suffix(".tmp")
-        temporary.write_text(text)
-        temporary.rename(RESULT)
+        write_texts({RESULT: text})
 
 
 if __name__ == "__main__":

@@ -28,10 +28,10 @@ from captum_transformer_attr.comparison import element_scores, method
 from captum_transformer_attr.errors import TransformerAttributionError
 from captum_transformer_attr.evaluation import Batch, Task, circumstances
 from captum_transformer_attr.evaluation.measures import Perturbation
-from captum_transformer_attr.evaluation.report import write_text
 from captum_transformer_attr.evaluation.run import autocast_forward
 from captum_transformer_attr.methods.consensus import shared_ranks
 from captum_transformer_attr.metrics import bootstrap, curve_area, perturbation_curve
+from captum_transformer_attr.output_files import write_texts
 
 SINGLES = {
     "AttentionRelevance": "AttentionRelevance",
@@ -257,8 +257,8 @@ def main(
             halves[half] = {"examples": len(task.indices), "rows": table(curves)}
         found[name] = {"title": task.title, **halves, "refused": refused}
         about = circumstances()
-        write_text(stem, json.dumps({**about, "tasks": found}, indent=1) + "\n")
-        write_text(stem.with_suffix(".md"), markdown(found, about))
+        content = json.dumps({**about, "tasks": found}, indent=1) + "\n"
+        write_texts({stem: content, stem.with_suffix(".md"): markdown(found, about)})
         console.print(f"{name}: {time.perf_counter() - start:.0f} s, {stem.with_suffix('.md')}")
 
 

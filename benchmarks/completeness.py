@@ -26,8 +26,8 @@ from captum_transformer_attr.comparison.scores import rank_correlation
 from captum_transformer_attr.datasets import LabelledImages
 from captum_transformer_attr.evaluation import circumstances
 from captum_transformer_attr.loading import PreprocessingOptions, load_model
+from captum_transformer_attr.output_files import check_writable, write_texts
 from captum_transformer_attr.recording.outputs import unwrap
-from captum_transformer_attr.visualization.files import check_writable, write_files
 
 RULES = ("cp", "libra", "attnlrp", "deep_taylor")
 CONSERVING = ("cp", "libra", "deep_taylor")
@@ -167,7 +167,7 @@ def main() -> None:
         print("\n".join(sums[-len(RULES) :] + halves[-len(HALF) * len(METHODS) :]), flush=True)
     text = page(sums, halves, arguments.count)
     if arguments.out:
-        write_files({arguments.out: lambda path: path.write_text(text, encoding="utf-8")})
+        write_texts({arguments.out: text})
 
 
 def page(sums: list[str], halves: list[str], count: int) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 from coverage_check import BATCH, DELTA, FORWARD, Row
 
 from captum_transformer_attr.evaluation.machine import circumstances
+from captum_transformer_attr.output_files import write_texts
 
 MAIN = "TransformerRelevance"
 ENGINE = ("recording", "ops", "rules", "flow", "methods")  # the parts of the package that decide a result
@@ -38,9 +39,7 @@ def write_table(path: Path, sources: dict[str, tuple[Any, dict[tuple[str, str], 
     parts += [section(source, selected[source], module) for source, (module, _) in sources.items()]
     parts.append(made_with([row for rows in selected.values() for row in rows]))
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("\n".join(parts))
-    temporary.rename(path)
+    write_texts({path: "\n".join(parts)})
 
 
 INTRODUCTION = """# Coverage

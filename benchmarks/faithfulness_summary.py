@@ -18,7 +18,7 @@ from matplotlib import pyplot
 
 from captum_transformer_attr.comparison import method_names
 from captum_transformer_attr.comparison.captum_methods import CAPTUM_METHODS
-from captum_transformer_attr.evaluation.report import write_text
+from captum_transformer_attr.output_files import write_texts
 
 KEY_COLUMNS = (
     "positive, predicted",
@@ -215,7 +215,7 @@ def main(
     if headline in tables:
         figure(tables[headline], folder / "faithfulness.png")
         picture = "faithfulness.png"
-    write_text(folder / "faithfulness.md", page(tables, picture))
+    write_texts({folder / "faithfulness.md": page(tables, picture)})
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from captum_transformer_attr.datasets import SstRationales
 from captum_transformer_attr.evaluation import circumstances
 from captum_transformer_attr.evaluation.language import sampled_prompts
 from captum_transformer_attr.metrics.bootstrap import bootstrap
-from captum_transformer_attr.visualization.files import check_writable, write_files
+from captum_transformer_attr.output_files import check_writable, write_texts
 
 FRACTIONS = tuple(i / 10 for i in range(1, 10))
 ORDERS = ("MoRF", "LeRF")
@@ -245,12 +245,7 @@ def main() -> None:
     print(text)
     if arguments.out:
         page = json.dumps({**how, "fractions": FRACTIONS, "tasks": tasks}, indent=1) + "\n"
-        write_files(
-            {
-                arguments.out.with_suffix(".json"): lambda path: path.write_text(page, encoding="utf-8"),
-                arguments.out: lambda path: path.write_text(text, encoding="utf-8"),
-            }
-        )
+        write_texts({arguments.out.with_suffix(".json"): page, arguments.out: text})
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import torch
 import transformers
 
 from captum_transformer_attr import TransformerLRP
+from captum_transformer_attr.output_files import write_texts
 
 WORKER = pathlib.Path(__file__).with_name("peers_lxt_worker.py")
 COMMON = {"vocab_size": 97, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
@@ -144,7 +145,7 @@ def main() -> None:
     text = table([compare(case, arguments.peer_python) for case in CASES])
     print(text)
     if arguments.out:
-        arguments.out.write_text(text)
+        write_texts({arguments.out: text})
 
 
 if __name__ == "__main__":

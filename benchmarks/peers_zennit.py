@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_transformer_attr import Composite, TransformerLRP
+from captum_transformer_attr.output_files import write_texts
 from captum_transformer_attr.rules.linear_rules import Epsilon, Gamma, ZBox, ZPlus
 
 LOW, HIGH = -3.0, 3.0
@@ -133,7 +134,7 @@ def main() -> None:
     text = table()
     print(text)
     if arguments.out:
-        arguments.out.write_text(text)
+        write_texts({arguments.out: text})
 
 
 if __name__ == "__main__":

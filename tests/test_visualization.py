@@ -19,12 +19,10 @@ from captum_transformer_attr.visualization import (
     example_figures,
     image_figure,
     render_html,
-    save_html,
     save_png,
     text_records,
 )
 from captum_transformer_attr.visualization.colors import palette, scale_of, text_color
-from captum_transformer_attr.visualization.files import check_writable, write_files
 
 PICTURE = np.full((8, 12, 3), 128, dtype=np.uint8)
 
@@ -227,29 +225,3 @@ def test_text_records_are_within_captums_range() -> None:
     for record in records:
         assert record.word_attributions.abs().max() == 1.0
         assert record.raw_input_ids == ["a", "b", "c"]
-
-
-def test_files_appear_all_or_none(tmp_path: Path) -> None:
-    def fail(path: Path) -> None:
-        path.write_text("half")
-        raise RuntimeError("full disk")
-
-    first, second = tmp_path / "a.txt", tmp_path / "b.txt"
-    with pytest.raises(RuntimeError):
-        write_files({first: lambda path: None, second: fail})
-    assert list(tmp_path.iterdir()) == []
-    first.write_text("old")
-    with pytest.raises(RuntimeError):
-        write_files({first: lambda path: None, second: fail})
-    assert first.read_text() == "old"
-    write_files({first: lambda path: None if path.write_text("new") else None})
-    assert first.read_text() == "new" and list(tmp_path.iterdir()) == [first]
-
-
-def test_unwritable_outputs_are_named(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="is a folder"):
-        check_writable(tmp_path)
-    with pytest.raises(OSError, match="does not exist"):
-        check_writable(tmp_path / "missing" / "a.html")
-    with pytest.raises(OSError, match="does not exist"):
-        write_files({tmp_path / "missing" / "a.html": lambda path: save_html(Report("x"), path)})

@@ -39,9 +39,9 @@ from captum_transformer_attr.loading import (
     read_labels,
 )
 from captum_transformer_attr.loading.words import Merge
+from captum_transformer_attr.output_files import check_writable, write_files
 from captum_transformer_attr.recording.targets import Contrast
 from captum_transformer_attr.visualization import Example, ImagePanel, Report, TextPanel, save_html, save_png
-from captum_transformer_attr.visualization.files import check_writable, write_files
 
 DEFAULT_METHODS = ("TransformerRelevance", "AttentionRelevance", "AttentionRollout")
 

@@ -1,4 +1,4 @@
-"""Writing output files: all of them or none."""
+"""Output files appear whole or not at all; several that belong together, all or none."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-Writer = Callable[[Path], None]
+Writer = Callable[[Path], object]
 
 
 def check_writable(path: str | Path) -> None:
@@ -50,6 +50,15 @@ def write_files(writers: Mapping[Path, Writer]) -> None:
     finally:
         for temporary in written.values():
             temporary.unlink(missing_ok=True)
+
+
+def write_texts(texts: Mapping[Path, str]) -> None:
+    """Write several texts as :func:`write_files` does, in UTF-8."""
+
+    def writer(text: str) -> Writer:
+        return lambda path: path.write_text(text, encoding="utf-8")
+
+    write_files({path: writer(text) for path, text in texts.items()})
 
 
 def _temporary_beside(path: Path) -> Path:
