@@ -13,7 +13,7 @@ import torch
 
 from captum_transformer_attr.comparison import Method
 from captum_transformer_attr.errors import TransformerAttributionError
-from captum_transformer_attr.evaluation.batch import Batch, scatter, select
+from captum_transformer_attr.evaluation.batch import Batch, once_per_class, select
 from captum_transformer_attr.evaluation.measures import Column
 from captum_transformer_attr.evaluation.store import Progress, Store
 from captum_transformer_attr.evaluation.task import Task
@@ -123,22 +123,12 @@ def autocast_forward(
 
 
 def attribute_roles(method: Method, task: Task, batch: Batch) -> dict[str, Any]:
-    """Attributions per role; examples whose class was explained for an earlier role are not explained again."""
-    maps: dict[str, Any] = {}
-    for role in task.roles:
-        target = batch.targets[role]
-        if maps:
-            known = next(iter(maps))
-            differ = (target != batch.targets[known]).nonzero().flatten()
-            if len(differ) == 0:
-                maps[role] = maps[known]
-                continue
-            if len(differ) < len(target):
-                some = method.attribute(task.model, select(batch.inputs, differ), target[differ])
-                maps[role] = scatter(maps[known], differ, some)
-                continue
-        maps[role] = method.attribute(task.model, batch.inputs, target)
-    return maps
+    """Attributions per role; examples whose class was explained for the first role are not explained again."""
+
+    def attributions(role: str, rows: torch.Tensor) -> Any:
+        return method.attribute(task.model, select(batch.inputs, rows), batch.targets[role][rows])
+
+    return once_per_class(batch, task.roles, attributions)
 
 
 def _run(
