@@ -1,9 +1,10 @@
-"""Share of the audit in an attribution: processor time of the walk over the recorded graph against that of the whole call.
+"""Share of the audit in an attribution: processor time of the walk over the recorded graph, and of the whole call.
 
     python -m benchmarks.audit_cost                     # ViT-B, batch 1 and 8, to docs/results/audit_cost.md
     python -m benchmarks.audit_cost --smoke             # a tiny ViT, printed only
 
-Also says what the checks of a first call cost: the plain forward that the recorded one is compared with, and one example alone.
+Also says what the checks of a first call cost: the plain forward that the recorded one is compared with, and one
+example alone.
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ def main(
     )
     lines = [
         "# What the audit costs\n",
-        "Processor time, medians. The audit walks the recorded graph of every call; a first call also runs the plain forward and one example alone.\n",
+        "Processor time, medians. The audit walks the recorded graph of every call; a first call also runs the plain"
+        " forward and one example alone.\n",
         "| case | operations | attribution (s) | audit (ms) | share of an attribution | first call / later calls |",
         "|---|---|---|---|---|---|",
     ]

@@ -26,7 +26,8 @@ from torch import Tensor
 from benchmarks.faithfulness_tasks import TASKS, Options
 from captum_transformer_attr.comparison import element_scores, method
 from captum_transformer_attr.errors import TransformerAttributionError
-from captum_transformer_attr.evaluation import Batch, Task, circumstances
+from captum_transformer_attr.evaluation import Batch, Task
+from captum_transformer_attr.evaluation.machine import circumstances, described
 from captum_transformer_attr.evaluation.measures import Perturbation
 from captum_transformer_attr.evaluation.run import autocast_forward
 from captum_transformer_attr.methods.consensus import shared_ranks
@@ -181,19 +182,16 @@ def ahead_in_both(rows: dict[str, Any], name: str) -> bool:
 
 def markdown(found: dict[str, Any], about: dict[str, Any]) -> str:
     """The page."""
-    versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
     lines = [
         "# Combinations of token maps",
         "",
         *([NOTES.read_text().strip(), ""] if NOTES.is_file() else []),
-        f"`{about['command']}`",
+        described(about),
         "",
-        f"{about['machine']}; {versions}; commit {about['commit'] or 'unknown'}; {about['date']}.",
-        "",
-        "Perturbation AUC (positive ↓, negative ↑) of single methods and of their combinations, explaining the predicted class (the digits:"
-        " a digit of the scene). Candidates were compared on the even half; the odd half is the report. Δ is the paired difference to"
-        " the best single method of that direction and half, with a 95 % bootstrap interval. ✓: at least as good as every single method"
-        " in both directions.",
+        "Perturbation AUC (positive ↓, negative ↑) of single methods and of their combinations, explaining the"
+        " predicted class (the digits: a digit of the scene). Candidates were compared on the even half; the odd half"
+        " is the report. Δ is the paired difference to the best single method of that direction and half, with a 95 %"
+        " bootstrap interval. ✓: at least as good as every single method in both directions.",
     ]
     for halves in found.values():
         lines += ["", f"## {halves['title']}", ""]

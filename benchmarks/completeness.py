@@ -24,7 +24,7 @@ import captum_transformer_attr as cta
 from benchmarks.language_models import sentences, stories
 from captum_transformer_attr.comparison.scores import rank_correlation
 from captum_transformer_attr.datasets import LabelledImages
-from captum_transformer_attr.evaluation import circumstances
+from captum_transformer_attr.evaluation.machine import circumstances, described
 from captum_transformer_attr.loading import PreprocessingOptions, load_model
 from captum_transformer_attr.output_files import check_writable, write_texts
 from captum_transformer_attr.recording.outputs import unwrap
@@ -172,22 +172,18 @@ def main() -> None:
 
 def page(sums: list[str], halves: list[str], count: int) -> str:
     """Both tables as Markdown."""
-    how = circumstances()
-    versions = ", ".join(f"{name} {how['versions'][name]}" for name in ("python", "torch", "timm", "transformers"))
     lines = [
         "# Completeness and half precision",
         "",
-        f"`{how['command']}`",
-        "",
-        f"{how['machine']}; {versions}; commit {how['commit']}; {how['date']}.",
+        described(circumstances()),
         "",
         f"{count} examples per trained model, each explained for the model's own choice.",
         "",
         "## Does relevance add up?",
         "",
-        "float64. Sent: mean magnitude of what is sent back, the logit (`deep_taylor`: 1). Delta: largest difference between"
-        " that and what arrived. `attnlrp` conserves only where no bias and no softmax is on the way, so its delta"
-        " stands in parentheses. Shares are means over the examples of what arrived where, relative to what was sent.",
+        "float64. Sent: mean magnitude of what is sent back, the logit (`deep_taylor`: 1). Delta:"
+        " largest difference between that and what arrived. `attnlrp` conserves only where no bias and no softmax is on"
+        " the way, so its delta stands in parentheses. Shares are means over the examples of what arrived where, relative to what was sent.",
         "",
         "| model | rules | sent | delta | inputs | positions, class token, token types | biases, norm shifts |",
         "|---|---|---|---|---|---|---|",
@@ -195,14 +191,16 @@ def page(sums: list[str], halves: list[str], count: int) -> str:
         "",
         "## Half precision",
         "",
-        "Token scores of the model in half precision: all finite; their largest difference, relative to the largest score,"
-        " from float32 with the same rounded weights and from float32 with the original weights; mean Spearman rank"
-        " correlation per example with the latter. A recorded half-precision model computes in float32, so only the"
-        " rounding of its weights and inputs remains. `deep_taylor`, as published, divides by signed products of queries and"
-        " keys, which come close to 0: on a ViT a change in the third digit of the weights changes its pixels' relevance"
-        " beyond recognition, and `TransformerRelevance`, which multiplies it by the gradient, by as much as shown.",
+        "Token scores of the model in half precision: all finite; their largest difference, relative to the largest"
+        " score, from float32 with the same rounded weights and from float32 with the original weights; mean Spearman"
+        " rank correlation per example with the latter. A recorded half-precision model computes in float32, so only"
+        " the rounding of its weights and inputs remains. `deep_taylor`, as published, divides by signed products of"
+        " queries and keys, which come close to 0: on a ViT a change in the third digit of the weights changes its"
+        " pixels' relevance beyond recognition, and `TransformerRelevance`, which multiplies it by the gradient, by as"
+        " much as shown.",
         "",
-        "| model | precision | method | finite | from the rounded weights | from the original weights | rank correlation |",
+        "| model | precision | method | finite | from the rounded weights | from the original weights |"
+        " rank correlation |",
         "|---|---|---|---|---|---|---|",
         *halves,
     ]

@@ -1,17 +1,19 @@
-"""Coverage table: every architecture of timm and transformers, built with random weights, attributed in float64 on a batch of two.
+"""Coverage table: every architecture of timm and transformers, with random weights, in float64, on a batch of two.
 
-    OMP_NUM_THREADS=1 python benchmarks/coverage.py                          # everything that was not run yet, then docs/coverage.md
+    OMP_NUM_THREADS=1 python benchmarks/coverage.py  # what was not run yet, then docs/coverage.md
     OMP_NUM_THREADS=1 python benchmarks/coverage.py --sources timm --only "swin|levit" --again
 
-Nothing is downloaded. Results are kept in ``~/.cache/captum_transformer_attr/coverage-<source>.jsonl``, so an interrupted run goes on where it
-stopped; ``--again`` runs the selected architectures anew, ``--retry`` those that were not attributed, ``--stale`` those run with other engine files.
+Nothing is downloaded. Results are kept in ``~/.cache/captum_transformer_attr/coverage-<source>.jsonl``, so an
+interrupted run goes on where it stopped; ``--again`` runs the selected architectures anew, ``--retry`` those that were
+not attributed, ``--stale`` those run with other engine files.
 
 A source is a module ``coverage_<source>.py`` beside this file with a function ``cases()`` that yields
 ``(name, family, model, inputs, target)`` or ``(name, family, model, inputs, target, details)``:
-``model()`` builds a float64 model in evaluation mode whose weights are all away from degenerate initial values, ``inputs()`` returns what
-``attribute`` takes (a batch of two), ``target`` is Captum's, ``details`` is a dict of strings for the table: ``parameters``, ``input``, ``for``
-(architectures this one stands for), ``scope`` (why it is not counted as softmax attention over tokens). ``outside()``, optional, yields
-``(name, family, reason)`` for architectures that are listed and not run. ``coverage_check.py`` runs one case; ``coverage_table.py`` writes the table.
+``model()`` builds a float64 model in evaluation mode whose weights are all away from degenerate initial values,
+``inputs()`` returns what ``attribute`` takes (a batch of two), ``target`` is Captum's, ``details`` is a dict of strings
+for the table: ``parameters``, ``input``, ``for`` (architectures this one stands for), ``scope`` (why it is not counted
+as softmax attention over tokens). ``outside()``, optional, yields ``(name, family, reason)`` for architectures that are
+listed and not run. ``coverage_check.py`` runs one case; ``coverage_table.py`` writes the table.
 """
 
 from __future__ import annotations

@@ -149,7 +149,10 @@ def behind_controls(tables: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def figure(task: dict[str, Any], path: Path) -> None:
-    """Positive against negative perturbation, a point per method (circles: ours; the widest gap first in the legend), as a PNG."""
+    """Positive against negative perturbation as a PNG: a point per method, circles are ours.
+
+    The legend has the widest gap between the two first.
+    """
     fig, axes = pyplot.subplots(figsize=(8.6, 4.4), constrained_layout=True)
     measured = [(name, entry["metrics"]) for name, entry in task["methods"].items() if entry["metrics"]]
     measured = [(n, m) for n, m in measured if "(" not in n or "(rules=" in n]  # no variants of a method that is shown

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 
 import captum_transformer_attr as cta
 from captum_transformer_attr.datasets import SstRationales
-from captum_transformer_attr.evaluation import circumstances
 from captum_transformer_attr.evaluation.language import sampled_prompts
+from captum_transformer_attr.evaluation.machine import circumstances, described
 from captum_transformer_attr.metrics.bootstrap import bootstrap
 from captum_transformer_attr.output_files import check_writable, write_texts
 
@@ -224,13 +224,10 @@ def main() -> None:
         check_writable(arguments.out)
     torch.set_num_threads(1)
     how = circumstances()
-    versions = ", ".join(f"{name} {how['versions'][name]}" for name in ("python", "torch", "transformers"))
     parts = [
         "# Removing tokens from language models",
         "",
-        f"`{how['command']}`",
-        "",
-        f"{how['machine']}; {versions}; commit {how['commit']}; {how['date']}.",
+        described(how),
         "",
         "Mean change of the explained logit (the model's own choice) while 10, 20, …, 90 % of the tokens are removed, "
         "the most relevant first (MoRF) or the least relevant first (LeRF).",

@@ -1,5 +1,6 @@
 """VisualBERT, CLIP, LXMERT and DETR: the schedule against one written out by hand, the scores of a batch against the
-rules computed in float64 from the eager attentions of every example alone (beside the goldens of the published code)."""
+rules computed in float64 from the eager attentions of every example alone (beside the goldens of the published code).
+"""
 
 import pytest
 import torch

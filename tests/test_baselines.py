@@ -98,7 +98,10 @@ def test_bert_rollout(implementation):
 
 
 def joint_step(first, second, **parts):
-    """Rows of (A + I) over their sums for the tokens of two streams together; ``parts`` by who asks and who is asked."""
+    """Rows of (A + I) over their sums for the tokens of two streams together.
+
+    ``parts`` by who asks and who is asked.
+    """
     step = torch.eye(first + second, dtype=torch.float64)
     axis = {"a": slice(0, first), "b": slice(first, None)}
     for name, part in parts.items():

@@ -320,7 +320,10 @@ def test_scores_fit_shap_plots(bag: Bag, words: dict[str, Tensor]) -> None:
 
 
 def test_a_method_keeps_its_object_for_one_model() -> None:
-    """Our classes compare their recording with a plain forward once per shape; so must a method called batch by batch."""
+    """Our classes compare their recording with a plain forward once per shape.
+
+    So must a method called batch by batch.
+    """
     model = timm.create_model("vit_tiny_patch16_224", img_size=32, embed_dim=12, depth=1, num_heads=2, num_classes=3)
     calls: list[int] = []
     model.register_forward_hook(lambda *_: calls.append(1))

@@ -1,4 +1,4 @@
-"""ConsensusRelevance: ranks counted by loops, tokens of several inputs ranked together, padding that changes nothing."""
+"""ConsensusRelevance: ranks counted by loops, tokens of all inputs ranked together, padding that changes nothing."""
 
 import pytest
 import torch

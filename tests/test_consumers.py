@@ -33,7 +33,7 @@ def test_standard_tensor(vit, method):
 
 @pytest.mark.parametrize("method", CLASSES)
 def test_infidelity(vit, method):
-    """The score against its definition, (Σ Δ·φ − (f(x) − f(x − Δ)))², with a perturbation that is the same every time."""
+    """The score against its definition, (Σ Δ·φ − (f(x) − f(x − Δ)))², for the same perturbation every time."""
     noise = torch.full_like(IMAGES, 0.1)
     heat = method(vit).attribute(IMAGES, target=1)
     got = infidelity(

@@ -14,7 +14,10 @@ def case(name, **details):
 
 
 def test_counts_and_lists(tmp_path):
-    """Refusals count, architectures out of scope and rows of deleted cases do not; what has no row is said not to have run."""
+    """Refusals count, architectures out of scope and rows of deleted cases do not.
+
+    What has no row is said not to have run.
+    """
     module = SimpleNamespace(
         cases=lambda: [case("a", **{"for": "a_large"}), case("b"), case("c", scope="convolutions"), case("d")],
         outside=lambda: [("mlp", "mixers", "")],

@@ -1,4 +1,4 @@
-"""One tiny model of every transformers model type that the package promises to explain, with fused and written-out attention in turn.
+"""A tiny model of every transformers model type that is promised to work, with fused and written-out attention in turn.
 
 The bounds are those of ``benchmarks/coverage.py``, which runs every type with both.
 """

@@ -1,4 +1,4 @@
-"""The families that TransformerRelevance was made for, unmodified: conserved, batch equal to singles, tokens on the right grid."""
+"""The families that TransformerRelevance was made for: conserved, batch equal to singles, tokens on the right grid."""
 
 import pytest
 import timm

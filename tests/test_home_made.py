@@ -1,4 +1,4 @@
-"""Models that belong to no library's zoo: each against formulas written out in ``hand_relevance.py``, with the weights it has."""
+"""Models that belong to no library's zoo, each against the formulas written out in ``hand_relevance.py``."""
 
 import einops
 import pytest
@@ -23,7 +23,10 @@ def weights(module):
 
 
 def check(model, inputs, wanted, target=1, spare=0):
-    """Token scores, conservation, and that a batch is its examples. ``spare``: class tokens in front that are no input."""
+    """Token scores, conservation, and that a batch is its examples.
+
+    ``spare``: class tokens in front that are no input.
+    """
     method = TransformerRelevance(model)
     tokens = method.attribute_tokens(inputs, target).flatten(1)
     _, delta = method.attribute(inputs, target, return_convergence_delta=True)
@@ -39,10 +42,9 @@ def check(model, inputs, wanted, target=1, spare=0):
 # ---------------------------------------------------------------------- torch.nn.TransformerEncoder
 def encoder_layer(m):
     attention = m.self_attn
-    return Layer(
-        (attention.in_proj_weight.detach(), attention.in_proj_bias.detach()), weights(attention.out_proj), weights(m.norm1), weights(m.norm2),
-        weights(m.linear1), weights(m.linear2), attention.num_heads, m.norm_first, F.gelu if m.activation is F.gelu else F.relu,
-    )  # fmt: skip
+    qkv = (attention.in_proj_weight.detach(), attention.in_proj_bias.detach())
+    parts = map(weights, (attention.out_proj, m.norm1, m.norm2, m.linear1, m.linear2))
+    return Layer(qkv, *parts, attention.num_heads, m.norm_first, F.gelu if m.activation is F.gelu else F.relu)
 
 
 class Encoder(nn.Module):
@@ -76,7 +78,10 @@ def test_transformer_encoder(norm_first, batch_first, activation):
 
 @pytest.mark.parametrize("norm_first", [True, False])
 def test_padding_of_the_fast_path(norm_first):
-    """In evaluation torch packs padded batches into nested tensors; the explanation of a short example is that of the example without padding."""
+    """In evaluation torch packs padded batches into nested tensors.
+
+    The explanation of a short example is that of the example without padding.
+    """
     model = randomise(Encoder(norm_first, True, "relu", pooled=False).double())
     padding = torch.zeros(2, N, dtype=torch.bool)
     padding[1, 4:] = True
@@ -106,7 +111,7 @@ class EncoderDecoder(nn.Module):
 
 @pytest.mark.parametrize("norm_first", [True, False])
 def test_encoder_decoder(norm_first):
-    """Both axis orders agree, relevance is conserved, a batch is its examples, and no decoder token sees a later one."""
+    """Axis orders agree, relevance is conserved, a batch is its examples, no decoder token sees a later one."""
     first, last = (randomise(EncoderDecoder(norm_first, order).double()) for order in (True, False))
     last.load_state_dict(first.state_dict())
     inputs = (TOKENS, TOKENS[:, :4].flip(1) * 0.5)
@@ -197,7 +202,7 @@ def block(attention):
 
 def layer_of(b):
     (norm1, attention), (norm2, up, _, down) = b[0].inner, b[1].inner
-    return Layer(weights(attention.qkv), weights(attention.out), weights(norm1), weights(norm2), weights(up), weights(down), H)  # fmt: skip
+    return Layer(*map(weights, (attention.qkv, attention.out, norm1, norm2, up, down)), H)
 
 
 @pytest.mark.parametrize("attention", [Fused, Einops, Einsum, ByHand, TokensFirst])
@@ -288,7 +293,8 @@ def test_lucidrains_vit():
     x = model.tokens(IMAGES).detach()
     assert TransformerRelevance(model).attribute_tokens(IMAGES, 1).shape == (2, 4, 4)
     # The classifier's norm comes after the selection; over all tokens it is the same.
-    check(model, IMAGES, lambda i: transformer_relevance(layers, x[i], 0, weights(model.head[1]), 1, weights(model.head[0])), spare=1)  # fmt: skip
+    final, head = map(weights, model.head)
+    check(model, IMAGES, lambda i: transformer_relevance(layers, x[i], 0, head, 1, final), spare=1)
 
 
 # ---------------------------------------------------------------------- torchvision
@@ -303,7 +309,7 @@ def test_torchvision_vit():
     for b in model.encoder.layers:
         a = b.self_attention
         qkv = (a.in_proj_weight.detach(), a.in_proj_bias.detach())
-        layers.append(Layer(qkv, weights(a.out_proj), weights(b.ln_1), weights(b.ln_2), weights(b.mlp[0]), weights(b.mlp[3]), H))  # fmt: skip
+        layers.append(Layer(qkv, *map(weights, (a.out_proj, b.ln_1, b.ln_2, b.mlp[0], b.mlp[3])), H))
     head, final = weights(model.heads.head), weights(model.encoder.ln)
     check(model, IMAGES, lambda i: transformer_relevance(layers, seen[0][i], 0, head, 1, final), spare=1)
     assert TransformerRelevance(model).attribute_tokens(IMAGES, 1).shape == (2, 2, 2)
@@ -340,7 +346,9 @@ def swin_map(module, x, shift):
 
 def test_torchvision_swin():
     """Rollout through shifted windows and a patch merging, with every map made token by token."""
-    model = torchvision.models.SwinTransformer([4, 4], 8, [2, 2], [2, 2], [2, 2], stochastic_depth_prob=0.0, num_classes=CLASSES)  # fmt: skip
+    model = torchvision.models.SwinTransformer(
+        [4, 4], 8, [2, 2], [2, 2], [2, 2], stochastic_depth_prob=0.0, num_classes=CLASSES
+    )
     randomise(model.double())
     blocks = [*model.features[1], *model.features[3]]
     seen = {}
@@ -350,12 +358,13 @@ def test_torchvision_swin():
         handle.remove()
     got = AttentionRollout(model, normalize=False).attribute_tokens(IMAGES, 1)
     assert got.shape == (2, 4, 4)
+    quarter = torch.full((2, 2), 0.25, dtype=torch.float64)
     for example in range(2):
         row, trunk = (torch.full((4,), 0.25, dtype=torch.float64) for _ in range(2))
         for b, shift in zip(blocks[:1:-1], (1, 0), strict=True):
             row = row + row @ swin_map(b.attn, seen[b][example], shift)
         # A merged token's share is that of its four parts.
-        row, trunk = (t.reshape(2, 2).repeat_interleave(2, 0).repeat_interleave(2, 1).flatten() / 4 for t in (row, trunk))  # fmt: skip
+        row, trunk = (torch.kron(t.reshape(2, 2), quarter).flatten() for t in (row, trunk))
         for b, shift in zip(blocks[1::-1], (1, 0), strict=True):
             row = row + row @ swin_map(b.attn, seen[b][example], shift)
         torch.testing.assert_close(got[example].flatten(), row - trunk, rtol=1e-8, atol=1e-12)

@@ -88,8 +88,9 @@ def test_grouped_experts(family):
 @pytest.mark.parametrize("family", ["bart", "t5"])
 def test_encoder_decoder(family):
     if family == "bart":
-        sizes = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
-                 "decoder_attention_heads": 4, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48}  # fmt: skip
+        sizes = {"d_model": 32, **{f"{part}_layers": 2 for part in ("encoder", "decoder")}}
+        sizes |= {f"{part}_attention_heads": 4 for part in ("encoder", "decoder")}
+        sizes |= {f"{part}_ffn_dim": 48 for part in ("encoder", "decoder")}
         model = build(T.BartForConditionalGeneration, T.BartConfig(**WORDS, **sizes, max_position_embeddings=32))
     else:
         config = T.T5Config(vocab_size=40, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4)

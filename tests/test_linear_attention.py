@@ -1,4 +1,7 @@
-"""Linear attention, Q (softmax(K)ᵀ V), and linear maps inside patches, rolled out by hand; small denominators and fused sums of products by formula."""
+"""Linear attention, Q (softmax(K)ᵀ V), and linear maps inside patches, rolled out by hand.
+
+Small denominators and fused sums of products by formula.
+"""
 
 import pytest
 import torch
@@ -16,7 +19,10 @@ WIDTH, HEADS, TOKENS = 8, 2, 9
 
 
 class FactorAttention(nn.Module):
-    """CoaT's factorised attention; ``local`` adds its position encoding Q ∘ conv(V). ``maps``: softmax over tokens, ``(N, heads, channels, tokens)``."""
+    """CoaT's factorised attention; ``local`` adds its position encoding Q ∘ conv(V).
+
+    ``maps``: softmax over tokens, ``(N, heads, channels, tokens)``.
+    """
 
     def __init__(self, local):
         super().__init__()
@@ -55,7 +61,10 @@ def conserved_per_example(model, x):
 
 @pytest.mark.parametrize("local", [False, True])
 def test_factorised_attention_rolled_out_by_hand(local):
-    """Every token reads the same tokens, Ā = 1 mᵀ with m the mean over heads and channels of softmax(K)ᵀ: queries bring no identity of their own."""
+    """Every token reads the same tokens, Ā = 1 mᵀ with m the mean over heads and channels of softmax(K)ᵀ.
+
+    Queries bring no identity of their own.
+    """
     model = randomise(Model([FactorAttention(local), FactorAttention(local)]).double())
     x = torch.randn(2, TOKENS, 3, dtype=torch.float64)
     model(x)
@@ -83,7 +92,7 @@ class LambdaBlock(nn.Module):
 
 
 def test_lambda_layer_rolled_out_by_hand():
-    """The content lambda is a linear attention; the position lambda, a convolution of the values, is local and counts as identity."""
+    """The content lambda is a linear attention; the position lambda, a convolution, is local and counts as identity."""
     model = randomise(Model([LambdaBlock()]).double())
     x = torch.randn(2, TOKENS, 3, dtype=torch.float64)
     model(x)
@@ -93,7 +102,7 @@ def test_lambda_layer_rolled_out_by_hand():
 
 
 class Blocks(nn.Module):
-    """A linear map over the rows and one over the columns of 2 × 2 blocks (a cosine transform), then attention among the 3 × 3 blocks."""
+    """Linear maps over rows and columns of 2 × 2 blocks (a cosine transform), then attention among the 3 × 3 blocks."""
 
     def __init__(self, whole=False):
         super().__init__()
@@ -160,7 +169,10 @@ def test_addcmul_is_its_parts():
 
 
 def test_division_by_small_numbers_conserves_relevance():
-    """The published stabiliser where a denominator is large beside it; in float64 nothing is lost where it is small; 0 where it is 0."""
+    """The published stabiliser where a denominator is large beside it.
+
+    In float64 nothing is lost where it is small; 0 where it is 0.
+    """
     b = torch.tensor([2.0, 0.1, 1e-5, 1e-7, -1e-9, 1e-25, 1e-310, 0.0], dtype=torch.float64)
     got = divide(torch.ones(8, dtype=torch.float64), b)
     assert torch.equal(got[:3], 1 / (b[:3] + STABILISER))

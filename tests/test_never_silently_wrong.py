@@ -282,7 +282,7 @@ FOLLOWED = {
 
 @pytest.mark.parametrize("name", FOLLOWED)
 def test_gradient_of_the_recording_is_the_model_s(name):
-    """The recorded graph leads back along every path: its ordinary gradient is autograd's, and relevance is conserved."""
+    """The recorded graph leads back along every path: its gradient is autograd's, and relevance is conserved."""
     model = Changed(FOLLOWED[name])
     _, delta = TransformerRelevance(model).attribute(IMAGES, target=1, return_convergence_delta=True)
     assert float(delta.abs().max()) < 1e-6
@@ -411,7 +411,10 @@ def test_what_the_recorder_cannot_see_is_refused(name):
 
 
 def test_mask_in_another_precision():
-    """Torch's CPU kernel misreads a float32 mask for float64 queries: what it computes is no softmax attention. Refused, or right where it is right."""
+    """Torch's CPU kernel misreads a float32 mask for float64 queries.
+
+    What it computes is no softmax attention. Refused, or right where it is right.
+    """
 
     def change(x):
         mask = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float32).masked_fill(

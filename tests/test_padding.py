@@ -1,4 +1,4 @@
-"""Tokens padded with zeros inside the model (windows that do not fit): what arrives at products of zeros is accounted for."""
+"""Tokens padded with zeros inside the model (windows that do not fit): products of zeros are accounted for."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ class Padded(nn.Module):
 
 @pytest.mark.parametrize("bias_of_values", [True, False])
 def test_relevance_is_accounted_for(bias_of_values):
-    """Fused and written-out attention give the same scores, all relevance arrives somewhere, and an example alone is as in the batch."""
+    """Fused and written-out attention agree, all relevance arrives somewhere, an example alone is as in the batch."""
     x = torch.randn(2, 5, 3, dtype=torch.float64)
     found = []
     for fused in (True, False):
@@ -44,7 +44,7 @@ def test_relevance_is_accounted_for(bias_of_values):
 
 @pytest.mark.parametrize("dtype, tiny", [(torch.float64, 1e-312), (torch.float32, 1e-41)])
 def test_inputs_that_underflow_count_as_zero(dtype, tiny):
-    """A layer whose inputs are denormal: nothing is sent to them, everything is accounted for, and nothing overflows."""
+    """A layer whose inputs are denormal: nothing is sent to them, all is accounted for, nothing overflows."""
     layer = nn.Linear(3, 2).to(dtype)
     x = torch.full((1, 3), tiny, dtype=dtype)
     scores, delta = TransformerLRP(layer).attribute(x, 1, return_convergence_delta=True)

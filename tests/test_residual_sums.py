@@ -1,4 +1,4 @@
-"""Which operand of a sum is the residual trunk, for every way of writing a block: rolled out by hand against the token flow."""
+"""Which operand of a sum is the residual trunk: the token flow against a rollout by hand, for every way to write it."""
 
 import pytest
 import torch

@@ -49,11 +49,11 @@ class ModelInfo:
 
 
 def load_vit() -> VisionTransformer:
-    """ViT with a class token, a convolutional stem to 16 x 16 tokens and 4 blocks; 10 independent logits, one per digit.
+    """ViT with a class token, a convolutional stem to 16 x 16 tokens and 4 blocks.
 
-    Input is ``(N, 3, 64, 64)``, normalised by :meth:`ModelInfo.normalize` of ``model_info("vit")``. The weights are
-    float32 and frozen, the model is in eval mode. ``model.pretrained_cfg`` holds size, mean, std and label names where
-    timm's own models have them.
+    It has 10 independent logits, one per digit. Input is ``(N, 3, 64, 64)``, normalised by
+    :meth:`ModelInfo.normalize` of ``model_info("vit")``. The weights are float32 and frozen, the model is in eval mode.
+    ``model.pretrained_cfg`` holds size, mean, std and label names where timm's own models have them.
 
     Raises:
         ImportError: timm or safetensors is not installed (``pip install 'captum-transformer-attr[vision]'``).

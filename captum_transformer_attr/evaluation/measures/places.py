@@ -107,7 +107,8 @@ class Discriminativeness(Measure):
 class Corners(OneClassMeasure):
     """Positive relevance in the four corner squares over their share of the area, for images without masks.
 
-    A square's side is a quarter of the image's; the four make up a quarter of the area. 1 is even; a hierarchical model whose heat sits in the image corners has far more.
+    A square's side is a quarter of the image's; the four make up a quarter of the area. 1 is even; a hierarchical model
+    whose heat sits in the image corners has far more.
     """
 
     role: str = "label"
