@@ -47,7 +47,7 @@ def test_infidelity(vit, method):
     with torch.no_grad():
         change = (vit(IMAGES) - vit(IMAGES - noise))[:, 1]
     want = ((noise * heat).flatten(1).sum(1) - change) ** 2
-    assert torch.allclose(got, want, rtol=1e-4)
+    assert torch.allclose(got, want)
 
 
 @pytest.mark.parametrize("method", CLASSES)
@@ -71,7 +71,7 @@ def test_noise_tunnel_with_delta(vit):
     heat, delta = NoiseTunnel(TransformerRelevance(vit)).attribute(
         IMAGES, nt_samples=2, stdevs=0.1, target=0, return_convergence_delta=True
     )
-    assert heat.shape == IMAGES.shape and delta.shape == (6,) and delta.abs().max() < 1e-3
+    assert heat.shape == IMAGES.shape and delta.shape == (6,) and delta.abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("method", CLASSES)

@@ -33,7 +33,7 @@ def check(model, inputs, wanted, target=1, spare=0):
     assert delta.abs().max() < 1e-6
     for i in range(len(inputs)):
         want, reached = wanted(i)
-        assert want.abs().max() > 0 and abs(float(reached.sum()) - 1) < 1e-6
+        assert want.abs().max() > 0 and abs(float(reached.sum()) - 1) < 1e-12
         torch.testing.assert_close(tokens[i], want[spare:], rtol=1e-5, atol=1e-6 * float(want.abs().max()))
         alone = method.attribute_tokens(inputs[i : i + 1], target).flatten(1)
         torch.testing.assert_close(tokens[i : i + 1], alone, rtol=1e-8, atol=1e-12)

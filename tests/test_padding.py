@@ -39,7 +39,7 @@ def test_relevance_is_accounted_for(bias_of_values):
         assert delta.abs().max() < 1e-6
         assert torch.allclose(scores[1:], method.attribute(x[1:], 1), rtol=1e-10, atol=1e-14)
         found.append(scores)
-    assert torch.allclose(*found, rtol=1e-6)
+    assert torch.allclose(*found, rtol=1e-10, atol=1e-14)
 
 
 @pytest.mark.parametrize("dtype, tiny", [(torch.float64, 1e-312), (torch.float32, 1e-41)])
