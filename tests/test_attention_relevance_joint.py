@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers as T
 from hand_rules import Relations, averaged, eager_maps
-from test_attention_relevance_models import (
+from small_hf_models import (
     FLOAT32_SOFTMAX,
     SEQ2SEQ,
     TEXT,

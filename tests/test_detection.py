@@ -6,7 +6,7 @@ import torch
 import transformers as T
 from golden_models import published
 from pycocotools import mask as coco_mask
-from test_attention_relevance_models import SEQ2SEQ, build, noise
+from small_hf_models import SEQ2SEQ, build, noise
 
 from captum_transformer_attr import AttentionRelevance, InputError
 from captum_transformer_attr.detection import coco_results, otsu_mask, pixel_box, segmentation_masks

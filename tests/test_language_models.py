@@ -7,6 +7,7 @@ import pathlib
 import pytest
 import torch
 import transformers as T
+from small_language_models import LLAMA, SIZE, WORDS, build, word_tokenizer
 
 from captum_transformer_attr import (
     AttentionRelevance,
@@ -20,9 +21,6 @@ from captum_transformer_attr.generation import explain_generation
 from captum_transformer_attr.prompts import prompt_inputs
 
 DATA = pathlib.Path(os.environ.get("CTA_DATA") or "../shared/data")
-WORDS = {"vocab_size": 40, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-SIZE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-LLAMA = {**WORDS, **SIZE, "num_key_value_heads": 2, "max_position_embeddings": 32}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 SOFT = {"head_dim": 8, "sliding_window": 4, "query_pre_attn_scalar": 8}
 GPT2 = {**WORDS, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 32}
@@ -41,17 +39,6 @@ CAUSAL = {
 }
 IDS = torch.randint(3, 40, (2, 9), generator=torch.Generator().manual_seed(1))
 TARGET = (8, 5)
-
-
-def build(model_class, config, dtype=torch.float64, experts="eager"):
-    """A seeded model whose weights and biases all matter; float64 needs the experts one by one."""
-    torch.manual_seed(0)
-    config._experts_implementation = experts
-    model = model_class(config).to(dtype).eval()
-    generator = torch.Generator().manual_seed(1)
-    for p in model.parameters():
-        p.data += 0.1 * torch.randn(p.shape, generator=generator).to(dtype)
-    return model
 
 
 @pytest.fixture(scope="module")
@@ -202,23 +189,6 @@ def test_every_generated_token(llama, rules):
         assert torch.allclose(found.scores["input_ids"][:, step, : 9 + step], want, atol=1e-6)
     with pytest.raises(InputError, match="targets is empty"):
         method.attribute_tokens_each(IDS, [])
-
-
-TEMPLATE = (
-    "{% for m in messages %}<{{ m['role'] }}> {{ m['content'] }} {% endfor %}"
-    "{% if add_generation_prompt %}<assistant>{% endif %}"
-)
-
-
-def word_tokenizer(template=TEMPLATE):
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    words = ["<pad>", "<s>", "</s>", "<user>", "<assistant>", "why", "is", "the", "sky", "blue"]
-    inner = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<pad>"))
-    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = T.PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
-    tokenizer.chat_template = template
-    return tokenizer
 
 
 def test_prompts_and_chats(llama):

@@ -5,10 +5,9 @@ Small denominators and fused sums of products by formula.
 
 import pytest
 import torch
-from test_residual_sums import Attend
 from timm.layers.grn import GlobalResponseNorm
 from timm.layers.lambda_layer import LambdaLayer
-from tiny_models import randomise
+from tiny_models import WatchedAttention, randomise
 from torch import nn
 
 from captum_transformer_attr import AttentionRollout, TransformerLRP, TransformerRelevance
@@ -107,7 +106,12 @@ class Blocks(nn.Module):
     def __init__(self, whole=False):
         super().__init__()
         self.rows, self.columns, self.mix = nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(TOKENS, TOKENS)
-        self.embed, self.attend, self.head, self.whole = nn.Linear(4, WIDTH), Attend(), nn.Linear(WIDTH, 4), whole
+        self.embed, self.attend, self.head, self.whole = (
+            nn.Linear(4, WIDTH),
+            WatchedAttention(WIDTH),
+            nn.Linear(WIDTH, 4),
+            whole,
+        )
 
     def forward(self, x):
         x = x.reshape(len(x), 3, 2, 3, 2).permute(0, 1, 3, 2, 4)

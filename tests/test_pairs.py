@@ -4,7 +4,7 @@ import pytest
 import torch
 import transformers as T
 from golden_models import published
-from test_attention_relevance_models import LONG, TEXT, VISION, build, ids, noise
+from small_hf_models import LONG, TEXT, VISION, build, ids, noise
 
 from captum_transformer_attr import AttentionRelevance, InputError, TransformerRelevance
 from captum_transformer_attr.pairs import explain_pairs
