@@ -31,9 +31,12 @@ TEST_SEED, TEST_SCENES = 0, 2000
 class Recipe:
     """One one-cycle run on freshly drawn scenes; every scene is seen once.
 
-    kwargs: of ``digit_scenes.models.build``. images: scenes seen. first: seed of the first batch of scenes.
-    token_weight: weight of the loss of every patch token against the digits whose ink lies in it (token labelling), 0
-    for none.
+    Attributes:
+        kwargs: of ``digit_scenes.models.build``.
+        images: scenes seen.
+        first: seed of the first batch of scenes.
+        token_weight: weight of the loss of every patch token against the digits whose ink lies in it (token labelling),
+            0 for none.
     """
 
     kwargs: dict[str, Any]

@@ -24,9 +24,13 @@ Mask = npt.NDArray[np.bool_]
 class Segmentation:
     """One detected object.
 
-    query: which of the detector's queries found it. label: its class. score: the detector's confidence.
-    box: left, top, right, bottom in pixels, None if the detector gives none. relevance: ``(h, w)`` over the encoder's
-    grid, the padding of the image cut off. mask: ``(H, W)`` bool over the image.
+    Attributes:
+        query: which of the detector's queries found it.
+        label: its class.
+        score: the detector's confidence.
+        box: left, top, right, bottom in pixels, None if the detector gives none.
+        relevance: ``(h, w)`` over the encoder's grid, the padding of the image cut off.
+        mask: ``(H, W)`` bool over the image.
     """
 
     query: int
