@@ -11,8 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from coverage_check import BATCH, DELTA, FORWARD, Row
-
+from benchmarks.coverage_check import BATCH, DELTA, FORWARD, Row
 from captum_transformer_attr.evaluation.machine import circumstances
 from captum_transformer_attr.output_files import write_texts
 
@@ -56,7 +55,7 @@ INTRODUCTION = """# Coverage
 
 Which architectures `TransformerRelevance` explains, found by running all of them: random weights that hide no mistake,
 nothing downloaded, the smallest input each accepts, float64, a batch of two. Written by
-`python benchmarks/coverage.py`.
+`python -m benchmarks.coverage`.
 
 - *attributed*: delta ≤ {delta:.0e}, batch ≤ {batch:.0e} and forward ≤ {forward:.0e}, scores finite and not all zero.
   *wrong*: a number above its bound.

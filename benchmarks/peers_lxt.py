@@ -4,7 +4,7 @@ lxt replaces methods of transformers process-wide, so it runs in another process
 another environment:
 
     python -m venv /tmp/lxt && /tmp/lxt/bin/pip install lxt "transformers==4.51.3"
-    python benchmarks/peers_lxt.py --peer-python /tmp/lxt/bin/python [--out docs/results/peers_lxt.md]
+    python -m benchmarks.peers_lxt --peer-python /tmp/lxt/bin/python [--out docs/results/peers_lxt.md]
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """ε, γ, z⁺ and z^B against ``zennit`` on plain convolutional and linear networks in float64 (``pip install zennit``).
 
-python benchmarks/peers_zennit.py [--out docs/results/peers_zennit.md]
+python -m benchmarks.peers_zennit [--out docs/results/peers_zennit.md]
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Train the tiny ViT and Swin that the package ships. About 10 minutes (ViT) and 50 minutes (Swin) on one core:
 
-OMP_NUM_THREADS=1 python benchmarks/train_digit_scenes.py --arch vit
-OMP_NUM_THREADS=1 python benchmarks/train_digit_scenes.py --arch swin
+OMP_NUM_THREADS=1 python -m benchmarks.train_digit_scenes --arch vit
+OMP_NUM_THREADS=1 python -m benchmarks.train_digit_scenes --arch swin
 """
 
 from __future__ import annotations

@@ -1,12 +1,9 @@
 """The coverage page: what counts, what is listed as refused, and where a row came from."""
 
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
-from coverage_check import Row  # noqa: E402
-from coverage_table import digest_of, write_table  # noqa: E402
+from benchmarks.coverage_check import Row
+from benchmarks.coverage_table import digest_of, write_table
 
 
 def case(name, **details):

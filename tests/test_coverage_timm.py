@@ -4,18 +4,15 @@ The bounds are those of ``benchmarks/coverage.py``, which runs every architectur
 """
 
 import re
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import timm
 import torch
 from timm.models import byoanet, byobnet, gcvit, metaformer, mobilenetv3, mvitv2, nest, volo
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
-from coverage_check import BATCH, DELTA, FORWARD, check  # noqa: E402
-from coverage_timm import redrawn  # noqa: E402
+from benchmarks.coverage_check import BATCH, DELTA, FORWARD, check
+from benchmarks.coverage_timm import redrawn
 
 NARROW = {"embed_dim": 48, "num_heads": 4}
 TWO = {"img_size": 64, "depth": 2}

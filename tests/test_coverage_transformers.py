@@ -4,14 +4,11 @@ The bounds are those of ``benchmarks/coverage.py``, which runs every type with b
 """
 
 import re
-import sys
-from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
-import coverage_transformers  # noqa: E402
-from coverage_check import BATCH, DELTA, FORWARD, check  # noqa: E402
+from benchmarks import coverage_transformers
+from benchmarks.coverage_check import BATCH, DELTA, FORWARD, check
 
 TYPES = """
 albert bert deberta-v2 distilbert electra longformer modernbert mpnet roberta xlm-roberta

@@ -2,7 +2,6 @@
 
 import copy
 import sys
-from pathlib import Path
 
 import pytest
 import timm
@@ -10,10 +9,8 @@ import torch
 from tiny_models import TinyText, TinyViT, randomise
 from torch import nn
 
+from benchmarks import coverage_transformers
 from captum_transformer_attr import TransformerRelevance, UnsupportedOperationError, register_rule, unregister_rule
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
-import coverage_transformers  # noqa: E402
 
 IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 HOOKS = [n for n in vars(nn.Module()) if "hook" in n]
