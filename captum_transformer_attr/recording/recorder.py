@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import get_gradient_edge
+from torch.autograd.graph import GradientEdge
 from torch.overrides import TorchFunctionMode
 
 from captum_transformer_attr.errors import UnsupportedOperationError
@@ -280,7 +280,7 @@ class Recorder(TorchFunctionMode):
         found = [t for t in node.sources if t is not None]
         new = self.merged(found, **tag)
         node.tag, node.layout, node.shape = new, new.layout, out.shape
-        self.edges[new.origin] = get_gradient_edge(out)
+        self.edges[new.origin] = GradientEdge(out.grad_fn, out.output_nr)  # type: ignore[arg-type]
         self.made[out.grad_fn] = new
         self.share_constants(node)
         if node.captured:
