@@ -56,7 +56,9 @@ def test_half_precision(method, dtype):
     got = method(model).attribute(images, target=[0, 3, 1])
     assert got.dtype == dtype and bool(got.isfinite().all())
     want = method(model.float()).attribute(images.float(), target=[0, 3, 1])
-    close(got.float(), want, 0.02)
+    # Float16 has no number between 0 and 6e-8: results below that are rounded to steps of it.
+    steps = 2**-24 if dtype == torch.float16 else 0.0
+    assert (got.float() - want).abs().max() < 0.02 * want.abs().max() + steps
 
 
 def test_memory_grows_with_the_tokens_not_their_square():
