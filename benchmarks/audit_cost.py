@@ -47,7 +47,7 @@ def measure(name: str, size: int, batch: int, repeat: int) -> dict[str, Any]:
     explainer = TransformerRelevance(model)
     whole = processor_seconds(lambda: explainer.attribute(pixels, target=1), repeat)
     first = processor_seconds(lambda: TransformerRelevance(model).attribute(pixels, target=1), max(1, repeat // 2))
-    with recorded(model, parse(pixels), verify=False) as recording:
+    with recorded(model, parse(pixels)) as recording:
         selected = recording.select(1)
         walk = processor_seconds(lambda: audit(selected), 20)
         nodes = len(recording.nodes)

@@ -111,7 +111,7 @@ def inspect(row: Row, model: Any, inputs: Any, target: Any) -> None:
 
 def look(row: Row, model: Any, given: Any, target: Any) -> None:
     """See ``inspect``."""
-    with recorded(model, given, verify=False) as recording:
+    with recorded(model, given) as recording:
         with torch.no_grad():
             args, kwargs = given.arguments(given.values)
             row.forward = relative(recording.output.detach(), unwrap(model(*args, **kwargs)))

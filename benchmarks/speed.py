@@ -138,8 +138,12 @@ def main(
     output: Annotated[Path, typer.Option(help="folder of the results")] = RESULTS,
     longest: Annotated[float, typer.Option(help="seconds above which Integrated Gradients is left out")] = 240.0,
     threads: Annotated[int, typer.Option(help="CPU threads, 0 for torch's default")] = 0,
+    precision: Annotated[
+        str, typer.Option(help="of float32 products on a GPU, see torch.set_float32_matmul_precision")
+    ] = "highest",
 ) -> None:
     """Time every method on every case."""
+    torch.set_float32_matmul_precision(precision)
     if threads:
         torch.set_num_threads(threads)
     names = ["tiny"] if smoke else cases or [n for n in CASES if n != "tiny"]

@@ -126,7 +126,7 @@ def coverage(
 
 def table_of(model: nn.Module | Callable[..., Any], given: Inputs, target: Any, output: OutputChoice) -> Coverage:
     """The table of one recorded forward."""
-    with recorded(model, given, output) as recording:
+    with recorded(model, given, output, verified=set()) as recording:
         rows = rows_of(recording.output)
         refused = tuple(row.refused for row in rows if row.refused)
         if not refused:

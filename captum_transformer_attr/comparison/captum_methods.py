@@ -77,16 +77,31 @@ def _same_random_numbers() -> Iterator[None]:
 
 
 def occlusion(view: FloatView, target: Any) -> tuple[Tensor, ...]:
-    """Captum's ``Occlusion``: a square of an image, or one token, set to zero at a time."""
-    windows = tuple(_window(tensor) for tensor in view.features)
-    return Occlusion(view).attribute(
-        view.features,
-        windows,
-        strides=windows,
+    """Captum's ``Occlusion``: a square of an image, or one token, set to zero at a time.
+
+    Each input on its own: for several at once Captum 0.9 makes masks on the CPU, wherever the inputs are.
+    """
+    return tuple(_occlusion_of(view, target, i) for i in range(len(view.features)))
+
+
+def _occlusion_of(view: FloatView, target: Any, i: int) -> Tensor:
+    """Of the i-th input; the other inputs are arguments that stay as they are."""
+
+    def forward(tensor: Tensor, *others: Any) -> Tensor:
+        output: Tensor = view(*others[:i], tensor, *others[i:])
+        return output
+
+    others = (*view.features[:i], *view.features[i + 1 :], *view.others)
+    window = _window(view.features[i])
+    scores: Tensor = Occlusion(forward).attribute(
+        view.features[i],
+        window,
+        strides=window,
         target=target,
         perturbations_per_eval=PERTURBATIONS_PER_FORWARD,
-        **_call(view),
+        additional_forward_args=others or None,
     )
+    return scores
 
 
 def feature_ablation(view: FloatView, target: Any) -> tuple[Tensor, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from captum.attr._utils.attribution import GradientAttribution
@@ -19,6 +20,8 @@ from captum_transformer_attr.recording.targets import target_of
 
 Result = TypeVar("Result")
 INTERPOLATIONS = ("bilinear", "nearest")
+# What was compared with the plain forward of a model, by any object that explains it.
+VERIFIED: WeakKeyDictionary[nn.Module, set[Any]] = WeakKeyDictionary()
 
 
 class TransformerAttribution(GradientAttribution):  # type: ignore[misc]
@@ -101,14 +104,10 @@ class TransformerAttribution(GradientAttribution):  # type: ignore[misc]
             return [join(list(results)) for results in zip(*alone, strict=True)]
 
     def once(self, inputs: Inputs, target: Any, compute: Callable[[Recording], Result]) -> Result:
-        shapes = tuple(
-            (n, tuple(v.shape), v.dtype) if isinstance(v, Tensor) else (n, str(v)[:80])
-            for n, v in inputs.values.items()
-        )
-        signature = (id(self.forward_func), shapes)
-        verify = signature not in self._verified
-        with recorded(self.forward_func, inputs, self.output, verify, self._constants, self.tap) as recording:
-            self._verified.add(signature)
+        known = self._verified
+        if isinstance(self.forward_func, nn.Module):
+            known = VERIFIED.setdefault(self.forward_func, known)
+        with recorded(self.forward_func, inputs, self.output, known, self._constants, self.tap) as recording:
             self.choose(recording, target)
             return compute(recording)
 

@@ -243,7 +243,7 @@ def scaled_dot_product_attention(
         if attn_mask is not None and attn_mask.requires_grad:
             scores = query @ key.transpose(-1, -2) * scale + attn_mask
             return scores.softmax(-1) @ value
-        lead = torch.broadcast_shapes(query.shape[:-2], key.shape[:-2], value.shape[:-2])
+        lead = lay.broadcast_shape(query.shape[:-2], key.shape[:-2], value.shape[:-2])
         query, key, value = (t if t.shape[:-2] == lead else t.expand(*lead, *t.shape[-2:]) for t in (query, key, value))
     if attn_mask is not None and attn_mask.is_floating_point() and attn_mask.dtype != query.dtype:
         attn_mask = mask_of_same_precision(recorder, query, key, value, attn_mask, scale)

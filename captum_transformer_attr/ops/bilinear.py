@@ -78,7 +78,7 @@ def matmul(recorder: Recorder, a: Tensor, b: Tensor) -> Any:
         # Values times transposed attention: the same product seen from the other side.
         with recorder:
             return (b.transpose(-1, -2) @ a.transpose(-1, -2)).transpose(-1, -2).contiguous()
-    shape = (*torch.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1])
+    shape = (*lay.broadcast_shape(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1])
     layout = product_layout(ta, tb, a, b, shape)
     weighted = min(t.weighted for t in (ta, tb) if t) + 1 if ta or tb else 1
     if weights[0]:

@@ -81,7 +81,7 @@ def scaled(recorder: Recorder, x: Any, factor: Any, divide: bool = False) -> Any
     if not isinstance(factor, Tensor) and factor == 1:
         return x
     tag = tag_of(x)
-    shape = torch.broadcast_shapes(x.shape, factor.shape) if isinstance(factor, Tensor) else x.shape
+    shape = lay.broadcast_shape(x.shape, factor.shape) if isinstance(factor, Tensor) else x.shape
     layout = lay.broadcast([(tag.layout, x.shape)], shape) if tag else None
     kept: dict[str, Any] = (
         {"role": tag.role, "root": tag.root if tag.root >= 0 else tag.origin, "sum_of": tag.sum_of} if tag else {}

@@ -208,7 +208,7 @@ def constant_product(recorder: Recorder, a: Tensor, b: Tensor) -> Tensor:
         return out
     x, weight, left = (a, b, False) if a.requires_grad else (b, a, True)
     tag = tag_of(x)
-    shape = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2]) if a.ndim > 1 and b.ndim > 1 else ()
+    shape = lay.broadcast_shape(a.shape[:-2], b.shape[:-2]) if a.ndim > 1 and b.ndim > 1 else ()
     layout = None
     if tag is not None and tag.layout is not None and a.ndim > 1 and b.ndim > 1:
         full = lay.broadcast([(tag.layout, x.shape)], (*shape, *x.shape[-2:]))

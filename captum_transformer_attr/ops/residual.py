@@ -140,7 +140,7 @@ def add_constant(recorder: Recorder, x: Tensor, constant: Any) -> Tensor:
     tag = tag_of(x)
     constant = torch.as_tensor(constant, dtype=None if isinstance(constant, Tensor) else x.dtype, device=x.device)
     scores = tag is not None and tag.role == tags.SCORES
-    shape = torch.broadcast_shapes(x.shape, constant.shape)
+    shape = lay.broadcast_shape(x.shape, constant.shape)
     layout = lay.broadcast([(tag.layout, x.shape)], shape) if tag else None
     node = ConstantSum(constant, ignored=scores or is_bias(constant, shape, layout))
     kept = (
@@ -159,7 +159,7 @@ def add(recorder: Recorder, a: Any, b: Any) -> Any:
         return add_constant(recorder, b, a)
     ta, tb = tag_of(a), tag_of(b)
     assert ta is not None and tb is not None
-    shape = torch.broadcast_shapes(a.shape, b.shape)
+    shape = lay.broadcast_shape(a.shape, b.shape)
     layout = lay.broadcast([(ta.layout, a.shape), (tb.layout, b.shape)], shape)
     node = Sum(ta, tb, attention_origins(recorder))
     if node.trunk is not None:

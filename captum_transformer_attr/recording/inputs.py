@@ -51,6 +51,11 @@ class Inputs:
         names = [n for n in self.explained if not (self.packed and self.values[n].is_floating_point())]
         return int(self.values[names[0]].shape[0])
 
+    def signature(self) -> tuple[Any, ...]:
+        """What the operations that a forward runs can depend on: shapes and dtypes of tensors, and the other arguments."""
+        values = (*self.values.items(), *enumerate(self.extra))
+        return tuple((n, v.shape, v.dtype) if isinstance(v, Tensor) else (n, str(v)[:80]) for n, v in values)
+
     def shape(self, name: str) -> torch.Size:
         """Shape of the results for an entry before they are packed."""
         shape = self.values[name].shape

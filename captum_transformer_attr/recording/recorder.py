@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import get_gradient_edge
+from torch.autograd.graph import GradientEdge
 from torch.overrides import TorchFunctionMode
 
 from captum_transformer_attr.errors import UnsupportedOperationError
@@ -19,6 +19,7 @@ from captum_transformer_attr.recording.leaving import (
     CUT,
     EXPORTS,
     UNKNOWN,
+    WAY_OUT,
     cut,
     leave,
     mark_dropped,
@@ -279,7 +280,7 @@ class Recorder(TorchFunctionMode):
         found = [t for t in node.sources if t is not None]
         new = self.merged(found, **tag)
         node.tag, node.layout, node.shape = new, new.layout, out.shape
-        self.edges[new.origin] = get_gradient_edge(out)
+        self.edges[new.origin] = GradientEdge(out.grad_fn, out.output_nr)  # type: ignore[arg-type]
         self.made[out.grad_fn] = new
         self.share_constants(node)
         if node.captured:
@@ -420,7 +421,14 @@ class Recorder(TorchFunctionMode):
         """``target.copy_(value)`` with the value's tag: an in-place operation in two steps."""
         self.unshare(target)
         self.keep_owned(target)
-        target.copy_(value)
+        try:
+            target.copy_(value)
+        except RuntimeError as error:
+            if "view" not in str(error):
+                raise
+            raise UnsupportedOperationError(
+                f"{place(self.path)} writes into a view of a value that other operations use: what they give would not follow. {WAY_OUT}"
+            ) from error
         setattr(target, tags.ATTRIBUTE, tag_of(value))
         self.tag_base(target)
         return target

@@ -38,6 +38,8 @@ def select(output: Tensor, target: Any) -> Tensor:
     shape = tuple(output.shape)
     if target is None and output.numel() == (shape[0] if shape else 1):
         return output.reshape(-1)
+    if isinstance(target, Tensor):
+        target = target.to(output.device)
     try:
         selected: Tensor = _select_targets(output, target)
     except (AssertionError, IndexError, RuntimeError, TypeError) as error:
