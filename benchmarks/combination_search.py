@@ -11,7 +11,6 @@ Candidates are compared on the even half of the examples; the odd half is report
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ import typer
 from rich.console import Console
 from torch import Tensor
 
+from benchmarks.data_folder import data_folder
 from benchmarks.faithfulness_tasks import TASKS, Options
 from captum_transformer_attr.comparison import element_scores, method
 from captum_transformer_attr.errors import TransformerAttributionError
@@ -234,7 +234,7 @@ def main(
         raise typer.BadParameter(f"no row {strange[0]}; rows: {'; '.join([*SINGLES, *CANDIDATES])}")
     if threads:
         torch.set_num_threads(threads)
-    data = Path(os.environ.get("CTA_DATA") or "../shared/data")
+    data = data_folder()
     stem = output / "combination.json"
     found = json.loads(stem.read_text())["tasks"] if stem.is_file() and not smoke else {}
     for name in tasks or COUNTS:

@@ -8,19 +8,19 @@ positions and class tokens. Half precision is compared with float32, on the same
 
 from __future__ import annotations
 
-import argparse
 import copy
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import typer
 from PIL import Image
 from torch import Tensor, nn
 
 import captum_transformer_attr as cta
+from benchmarks.data_folder import data_folder
 from benchmarks.language_models import sentences, stories
 from captum_transformer_attr.comparison.scores import rank_correlation
 from captum_transformer_attr.datasets import LabelledImages
@@ -149,25 +149,28 @@ def scores_of(method: Any, inputs: dict[str, Tensor], target: Any) -> Tensor:
     return scores.flatten(1).float()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path(os.environ.get("CTA_DATA") or "../shared/data"))
-    parser.add_argument("--count", type=int, default=8, help="examples per model")
-    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
-    parser.add_argument("--out", type=Path, help="Markdown file to write")
-    arguments = parser.parse_args()
-    if arguments.out:
-        check_writable(arguments.out)
+def main(
+    data: Annotated[Path | None, typer.Option(help="Folder of models and data; default CTA_DATA.")] = None,
+    count: Annotated[int, typer.Option(min=1, help="Examples per model.")] = 8,
+    case: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(CASES)}; several allowed.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Markdown file to write.")] = None,
+) -> None:
+    """Measure, print, and write the tables."""
+    unknown = set(case or ()) - set(CASES)
+    if unknown:
+        raise typer.BadParameter(f"no case {min(unknown)!r}; known: {', '.join(CASES)}")
+    if out:
+        check_writable(out)
     torch.set_num_threads(1)
     sums, halves = [], []
-    for name in arguments.cases:
-        case = CASES[name](arguments.data, arguments.count)
-        sums += completeness(case)
-        halves += precision(case)
+    for name in case or CASES:
+        one = CASES[name](data or data_folder(), count)
+        sums += completeness(one)
+        halves += precision(one)
         print("\n".join(sums[-len(RULES) :] + halves[-len(HALF) * len(METHODS) :]), flush=True)
-    text = page(sums, halves, arguments.count)
-    if arguments.out:
-        write_texts({arguments.out: text})
+    text = page(sums, halves, count)
+    if out:
+        write_texts({out: text})
 
 
 def page(sums: list[str], halves: list[str], count: int) -> str:
@@ -208,4 +211,4 @@ def page(sums: list[str], halves: list[str], count: int) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

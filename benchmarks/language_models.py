@@ -11,19 +11,19 @@ A JSON file with every number is written beside the Markdown file.
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import typer
 from torch import Tensor, nn
 
 import captum_transformer_attr as cta
+from benchmarks.data_folder import data_folder
 from captum_transformer_attr.datasets import SstRationales
 from captum_transformer_attr.evaluation.language import sampled_prompts
 from captum_transformer_attr.evaluation.machine import circumstances, described
@@ -213,15 +213,18 @@ def numbers(results: dict[str, tuple[Tensor, float]]) -> dict[str, Any]:
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path(os.environ.get("CTA_DATA") or "../shared/data"))
-    parser.add_argument("--count", type=int, default=200)
-    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
-    parser.add_argument("--out", type=Path, help="Markdown file to write")
-    arguments = parser.parse_args()
-    if arguments.out:
-        check_writable(arguments.out)
+def main(
+    data: Annotated[Path | None, typer.Option(help="Folder of models and data; default CTA_DATA.")] = None,
+    count: Annotated[int, typer.Option(min=1, help="Prompts and sentences.")] = 200,
+    task: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(TASKS)}; several allowed.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Markdown file to write; the JSON file stands beside it.")] = None,
+) -> None:
+    """Measure, print, and write the tables."""
+    unknown = set(task or ()) - set(TASKS)
+    if unknown:
+        raise typer.BadParameter(f"no task {min(unknown)!r}; known: {', '.join(TASKS)}")
+    if out:
+        check_writable(out)
     torch.set_num_threads(1)
     how = circumstances()
     parts = [
@@ -234,16 +237,16 @@ def main() -> None:
         "",
     ]
     tasks = {}
-    for name in arguments.tasks:
-        results = run(TASKS[name](arguments.data, arguments.count))
+    for name in task or TASKS:
+        results = run(TASKS[name](data or data_folder(), count))
         parts.append(table(name, results))
         tasks[name] = numbers(results)
     text = "\n".join(parts)
     print(text)
-    if arguments.out:
+    if out:
         page = json.dumps({**how, "fractions": FRACTIONS, "tasks": tasks}, indent=1) + "\n"
-        write_texts({arguments.out.with_suffix(".json"): page, arguments.out: text})
+        write_texts({out.with_suffix(".json"): page, out: text})
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

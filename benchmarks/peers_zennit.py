@@ -5,14 +5,14 @@ python -m benchmarks.peers_zennit [--out docs/results/peers_zennit.md]
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
-import pathlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import torch
+import typer
 from torch import Tensor, nn
 
 from captum_transformer_attr import Composite, TransformerLRP
@@ -126,16 +126,14 @@ def table() -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=pathlib.Path, help="Markdown file to write")
-    arguments = parser.parse_args()
+def main(out: Annotated[Path | None, typer.Option(help="Markdown file to write.")] = None) -> None:
+    """Compare, print, and write the table."""
     torch.set_num_threads(1)
     text = table()
     print(text)
-    if arguments.out:
-        write_texts({arguments.out: text})
+    if out:
+        write_texts({out: text})
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -1,14 +1,12 @@
 """Language models: completeness over families, masks and padding, half precision, contrasts, generated tokens, chats,
 adapters."""
 
-import os
-import pathlib
-
 import pytest
 import torch
 import transformers as T
 from small_language_models import LLAMA, SIZE, WORDS, build, word_tokenizer
 
+from benchmarks.data_folder import data_folder
 from captum_transformer_attr import (
     AttentionRelevance,
     Contrast,
@@ -20,7 +18,7 @@ from captum_transformer_attr import (
 from captum_transformer_attr.generation import explain_generation
 from captum_transformer_attr.prompts import prompt_inputs
 
-DATA = pathlib.Path(os.environ.get("CTA_DATA") or "../shared/data")
+DATA = data_folder()
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 SOFT = {"head_dim": 8, "sliding_window": 4, "query_pre_attn_scalar": 8}
 GPT2 = {**WORDS, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 32}

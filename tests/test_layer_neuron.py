@@ -2,8 +2,6 @@
 consumers."""
 
 import copy
-import os
-import pathlib
 
 import pytest
 import torch
@@ -14,9 +12,10 @@ from golden_models import assert_relatively_close, published_bert
 from tiny_models import Block, TinyText, TinyViT, randomise
 from torch import nn
 
+from benchmarks.data_folder import data_folder
 from captum_transformer_attr import InputError, LayerTransformerLRP, NeuronTransformerLRP, TransformerLRP
 
-DATA = pathlib.Path(os.environ.get("CTA_DATA") or "../shared/data")
+DATA = data_folder()
 IDS = torch.randint(0, 20, (2, 6), generator=torch.Generator().manual_seed(1))
 
 

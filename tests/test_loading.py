@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
+from benchmarks.data_folder import data_folder
 from captum_transformer_attr.errors import InputError
 from captum_transformer_attr.loading import (
     ImageModel,
@@ -28,7 +29,7 @@ from captum_transformer_attr.loading import (
     words_of,
 )
 
-DATA = Path(os.environ.get("CTA_DATA", "../shared/data"))
+DATA = data_folder()
 NAMES = ("goldfish, Carassius auratus", "tabby, tabby cat", "tiger cat", "crane", "crane", "7")
 
 
