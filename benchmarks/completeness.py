@@ -186,7 +186,8 @@ def page(sums: list[str], halves: list[str], count: int) -> str:
         "",
         "float64. Sent: mean magnitude of what is sent back, the logit (`deep_taylor`: 1). Delta:"
         " largest difference between that and what arrived. `attnlrp` conserves only where no bias and no softmax is on"
-        " the way, so its delta stands in parentheses. Shares are means over the examples of what arrived where, relative to what was sent.",
+        " the way, so its delta stands in parentheses. Shares are means over the examples of what arrived where,"
+        " relative to what was sent.",
         "",
         "| model | rules | sent | delta | inputs | positions, class token, token types | biases, norm shifts |",
         "|---|---|---|---|---|---|---|",

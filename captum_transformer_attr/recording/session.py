@@ -162,7 +162,9 @@ def recorded(
             recorder.restore_owned()
             signature = (modules.structure(), inputs.signature())
             # The plain forward continues the random numbers, so that a model that uses them gives something else.
-            if (verified is not None and signature not in verified) or not all(map(torch.equal, state, modules.random_state())):
+            if (verified is not None and signature not in verified) or not all(
+                map(torch.equal, state, modules.random_state())
+            ):
                 plain = compare(function, inputs, output, result, recorder.autocast)
                 if inputs.batch > 1:
                     put_back()
@@ -248,4 +250,3 @@ def compare(
             f"computes in a way that cannot be followed; make it deterministic, or register_rule for the module in question"
         )
     return plain
-
