@@ -479,6 +479,23 @@ def test_values_that_are_only_looked_at_do_no_harm():
     assert seen
 
 
+def test_scratch_memory_of_looking_is_not_mistaken_for_the_value():
+    """Statistics are taken of a value that is let go; what is computed from them lies where it lay, and may be written."""
+
+    def look(x):
+        for _ in range(20):
+            spent = x * 2.0
+            scratch = spent.detach()
+            del spent, scratch
+            work = x.detach() * 1.0
+            work.mul_(0)
+        return x * 1.0
+
+    got = TransformerRelevance(Changed(look)).attribute(IMAGES, target=1)
+    want = TransformerRelevance(Changed(lambda x: x * 1.0)).attribute(IMAGES, target=1)
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=0)
+
+
 def test_model_writes_into_its_input_and_mask():
     class Writes(nn.Module):
         def __init__(self):

@@ -51,7 +51,8 @@ def leave(recorder: Recorder, func: Any, name: str, args: Any, kwargs: Any, writ
         )
     result = func(*args, **kwargs)
     if name in ("detach", "data"):
-        recorder.aliases.add(args[0].untyped_storage().data_ptr())
+        storage = args[0].untyped_storage()
+        recorder.aliases[storage.data_ptr()] = storage
     if writes:
         recorder.marked.append(args[0])
     for out in results_of(result):

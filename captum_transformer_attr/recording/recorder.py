@@ -154,7 +154,8 @@ class Recorder(TorchFunctionMode):
         self.edges: dict[int, Any] = {}  # origin → where its signals arrive
         self.parts: dict[tuple[Any, ...], Tag] = {}  # origin and place of some of its channels → their tag
         self.made: dict[Any, Tag] = {}  # autograd node → tag of what it gives
-        self.aliases: set[int] = set()  # memory of live tensors that the model also has as constants
+        # Memory of live tensors that the model also has as constants; held, so that its address is given to no other tensor.
+        self.aliases: dict[int, torch.UntypedStorage] = {}
         self.marked: list[Tensor] = []  # tensors of the model that got marks
         self.owned: dict[int, Tensor] = {}  # memory of parameters and buffers → the tensor
         self.overwritten: dict[
@@ -356,10 +357,10 @@ class Recorder(TorchFunctionMode):
         """Give a module with a registered rule leaves of its own and stop recording until it returns."""
         live = [t for t in tensors_in((args, kwargs)) if t.requires_grad and t.is_floating_point()]
         own = next((p.dtype for p in module.parameters() if p.is_floating_point()), None) if self.promote else None
+        self.paused += 1  # before the leaves are made: that they are detached is not the model's doing
         leaves = [t.detach().to(own or t.dtype).requires_grad_() for t in live]
         by_id = {id(t): leaf for t, leaf in zip(live, leaves, strict=True)}
         self.atomic.append(Atomic(module, live, leaves))
-        self.paused += 1
         return replaced(args, by_id), replaced(kwargs, by_id)
 
     def end_atomic(self, module: Any, rule: Any, output: Any) -> Any:
