@@ -11,7 +11,7 @@ from torch import Tensor
 from captum_transformer_attr.recording import layout as lay
 from captum_transformer_attr.recording import tags
 from captum_transformer_attr.recording.node import Grads, Node
-from captum_transformer_attr.recording.recorder import Recorder, handles
+from captum_transformer_attr.recording.recorder import Recorder, handles, node_of
 from captum_transformer_attr.recording.tags import tag_of
 
 
@@ -340,12 +340,25 @@ def reduction(name: str) -> Any:
                 for part in tag.parts[1:]:
                     total = total + part
                 return total
-        layout = lay.without(tag.layout, dims, keepdim) if tag else None
-        # A mean that keeps its axes may centre a normalisation written by hand; remember whose mean it is.
-        role = tags.MEAN if name == "mean" and keepdim else tags.PLAIN
-        root = tag.origin if tag and role == tags.MEAN else -1
+        outer = getattr(node_of(input), "outer", ()) if name == "sum" else ()
+        if outer and all(factor.ndim == input.ndim and factor.shape[i] > 1 for factor in outer for i in dims):
+            from captum_transformer_attr.ops.bilinear import contracted
+
+            with recorder:  # the sum of a product of rows and columns is a matrix product
+                return contracted(outer[0], outer[1], dims, keepdim)
+        layout_before = tag.layout if tag else None
+        layout = lay.without(layout_before, dims, keepdim)
+        # Over channels it may belong to a normalisation written by hand. A mean that keeps its axes is a function of what it is taken of.
+        channels = lay.feature_axes(layout_before) or (input.ndim - 1,)
+        statistic = keepdim or set(dims) <= set(channels)
+        root = tag.origin if tag and name == "mean" and keepdim else -1
         return pool(
-            recorder, input, lambda x: function(x, dims, keepdim=keepdim, dtype=dtype), layout, role=role, root=root
+            recorder,
+            input,
+            lambda x: function(x, dims, keepdim=keepdim, dtype=dtype),
+            layout,
+            role=tags.MEAN if statistic else tags.PLAIN,
+            root=root,
         )
 
     return handler

@@ -10,6 +10,7 @@ from torch import Tensor
 from captum_transformer_attr.ops.bilinear import unbroadcast
 from captum_transformer_attr.ops.elementwise import apply_elementwise, scaled
 from captum_transformer_attr.ops.residual import common_root
+from captum_transformer_attr.ops.written_softmax import written_softmax
 from captum_transformer_attr.recording import layout as lay
 from captum_transformer_attr.recording import tags
 from captum_transformer_attr.recording.node import Grads, Node
@@ -31,6 +32,7 @@ class Product(Node):
     a: Tensor
     b: Tensor
     y: Tensor
+    outer: tuple[Tensor, ...] = ()  # the live operands, if each has an axis that the other one lacks
 
     def __init__(self, kind: str, signal: int | None, divide: bool = False) -> None:
         self.kind, self.signal, self.divide = kind, signal, divide
@@ -83,6 +85,10 @@ def meaning(a: Tag, b: Tag, left: Tensor, right: Tensor) -> tuple[str, int | Non
 def product(recorder: Recorder, a: Tensor, b: Tensor, divide: bool = False) -> Tensor:
     ta, tb = tag_of(a), tag_of(b)
     assert ta is not None and tb is not None
+    for numerator, total in ((a, b),) if divide else ((a, b), (b, a)):
+        softmax = written_softmax(recorder, numerator, total, divide)
+        if softmax is not None:
+            return softmax
     kind, signal = meaning(ta, tb, a, b)
     if divide and signal != 0:
         kind, signal = GATED, 0  # a denominator scales, it does not contribute
@@ -100,8 +106,11 @@ def product(recorder: Recorder, a: Tensor, b: Tensor, divide: bool = False) -> T
         role = tags.SCORES
     if kind == ACTIVATION:
         role = tags.ACTIVATED
+    node = Product(kind, signal, divide)
+    if kind in (GATED, BILINEAR) and not divide and a.shape != shape != b.shape:
+        node.outer = (a, b)
     return recorder.run(
-        Product(kind, signal, divide),
+        node,
         a,
         b,
         layout=layout,

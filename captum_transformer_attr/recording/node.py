@@ -85,7 +85,9 @@ class Record(torch.autograd.Function):
     def forward(ctx: Any, node: Node, *live: Tensor) -> Tensor:
         ctx.node = node
         ctx.set_materialize_grads(False)
-        return node.forward(*live)
+        out = node.forward(*live)
+        # Some kernels give a view of a tensor of their own (linear layers); autograd lets no model write into such a result.
+        return out.detach() if out._is_view() else out
 
     @staticmethod
     def backward(ctx: Any, g: Tensor | None) -> Any:

@@ -19,6 +19,7 @@ from captum_transformer_attr.recording.leaving import (
     CUT,
     EXPORTS,
     UNKNOWN,
+    attached,
     cut,
     leave,
     mark_dropped,
@@ -210,6 +211,9 @@ class Recorder(TorchFunctionMode):
                 f"no rule for operation '{name}' in {place(self.path)}: {REFUSED[name]}. "
                 f"Way out: register_rule(type(model.get_submodule('{self.path}')), relevance=...)."
             )
+        if base_name(name) in ("sub", "subtract"):
+            args = tuple(map(attached, args))
+            operands = tensors_in((*args, *kwargs.values()))
         refuse_cut(self, base_name(name), operands)
         if self.promote:
             if name in CONVERSIONS:
@@ -448,6 +452,19 @@ def replaced(value: Any, by_id: dict[int, Tensor]) -> Any:
     if isinstance(value, dict):
         return type(value)({k: replaced(v, by_id) for k, v in value.items()})
     return value
+
+
+def node_of(tensor: Tensor) -> Node | None:
+    """The recorded operation that gave exactly this tensor, no view of it."""
+    node = getattr(tensor.grad_fn, "node", None)
+    return node if isinstance(node, Node) else None
+
+
+def node_behind(recorder: Recorder, tag: Tag | None) -> Node | None:
+    """The recorded operation that computed the values that a tag names."""
+    edge = None if tag is None else recorder.edges.get(tag.origin)
+    node = None if edge is None else getattr(edge.node, "node", None)
+    return node if isinstance(node, Node) else None
 
 
 def describe(grad_fn: Any, name: str, path: str) -> None:
