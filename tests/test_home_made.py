@@ -385,6 +385,45 @@ def test_read_outs(name):
         assert float(delta.abs().max()) < 1e-6
 
 
+class Pooled(nn.Module):
+    """A block, then a softmax over tokens that pools them."""
+
+    def __init__(self, pool):
+        super().__init__()
+        self.block, self.scores, self.head, self.pool = block(Kept), nn.Linear(C, 1), nn.Linear(C, CLASSES), pool
+
+    def forward(self, x):
+        x = self.block(x)
+        return self.head(self.pool(self.scores(x).softmax(1), x))
+
+
+POOLINGS = {
+    "sum of products": lambda w, x: (w * x).sum(1),
+    "sum that keeps its axis": lambda w, x: (x * w).sum(dim=1, keepdim=True)[:, 0],
+    "matrix product": lambda w, x: (w.mT @ x)[:, 0],
+    "einsum": lambda w, x: torch.einsum("bn,bnc->bc", w[..., 0], x),
+}
+
+
+@pytest.mark.parametrize("name", POOLINGS)
+def test_attention_pooling(name):
+    """A learned query that reads the tokens: Ā_p (R̄ + I) with Ā_p = (∇w ⊙ w)⁺ (ICCV 2021, eq. 5, 8-10), however it is written."""
+    model = randomise(Pooled(POOLINGS[name]).double())
+    x = model.block(TOKENS.clone().requires_grad_())
+    weights_of_tokens = model.scores(x.detach()).softmax(1)
+    logits = model.head((weights_of_tokens * x).sum(1))
+    own = model.block[0].inner[1].map
+    (g_pool,) = torch.autograd.grad(logits[:, 1].sum(), weights_of_tokens, retain_graph=True)
+    # The scores depend on the tokens, too.
+    full = model.head((model.scores(x).softmax(1) * x).sum(1))
+    (g_own,) = torch.autograd.grad(full[:, 1].sum(), own)
+    relation = (own * g_own).clamp(min=0).mean(1)
+    relation = relation / relation.sum(-1, keepdim=True) + torch.eye(N, dtype=TOKENS.dtype)
+    want = ((weights_of_tokens * g_pool).clamp(min=0).mT @ relation)[:, 0].detach()
+    got = AttentionRelevance(model).attribute_tokens(TOKENS, 1)
+    torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
+
+
 class Normalised(nn.Module):
     """A block, a norm, a block."""
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from captum_transformer_attr.recording import layout as lay
 from captum_transformer_attr.recording import tags
 from captum_transformer_attr.recording.node import Grads, Node
-from captum_transformer_attr.recording.recorder import Recorder, handles, node_of
+from captum_transformer_attr.recording.recorder import Recorder, handles
 from captum_transformer_attr.recording.tags import tag_of
 
 
@@ -334,18 +334,18 @@ def reduction(name: str) -> Any:
         keepdim = keepdim if keepdims is None else keepdims
         tag = tag_of(input)
         dims = dims_of(input, dim)
-        if tag is not None and tag.parts and name == "sum" and dims == (tag.parts_dim,) and not keepdim:
+        if tag is not None and tag.parts and dims == (tag.parts_dim,) and not keepdim:
             with recorder:  # the sum of a stack is the sum of its parts: parallel branches of a residual
                 total = tag.parts[0]
                 for part in tag.parts[1:]:
                     total = total + part
-                return total
-        outer = getattr(node_of(input), "outer", ()) if name == "sum" else ()
-        if outer and all(factor.ndim == input.ndim and factor.shape[i] > 1 for factor in outer for i in dims):
-            from captum_transformer_attr.ops.bilinear import contracted
+                return total if name == "sum" else total / len(tag.parts)
+        if name == "sum":
+            from captum_transformer_attr.ops.product import summed_product
 
-            with recorder:  # the sum of a product of rows and columns is a matrix product
-                return contracted(outer[0], outer[1], dims, keepdim)
+            contraction = summed_product(recorder, input, dims, keepdim)
+            if contraction is not None:
+                return contraction
         layout_before = tag.layout if tag else None
         layout = lay.without(layout_before, dims, keepdim)
         # Over channels it may belong to a normalisation written by hand. A mean that keeps its axes is a function of what it is taken of.
