@@ -214,6 +214,12 @@ def grid(layout: Layout | None, name: str) -> tuple[int, ...]:
     return tuple(sizes[label] for label in sorted(sizes))
 
 
+def is_map(layout: Layout | None) -> bool:
+    """Whether the last two axes hold the same tokens, as queries and keys."""
+    tokens = [{label for label in found if label not in (BATCH, FEATURE, MIXED)} for found in labels(layout)[-2:]]
+    return len(tokens) == 2 and bool(tokens[0] & tokens[1])
+
+
 def aligned(values: Tensor, source: Layout, target: Layout) -> Tensor | None:
     """Per-token values with axes ``source`` (averaged over its feature factors), shaped to broadcast against a tensor with axes ``target``.
 

@@ -91,12 +91,17 @@ class Recording:
         return [torch.zeros_like(t) if g is None else g for g, t in zip(grads, wrt, strict=True)]
 
     def relay(
-        self, signal: Signal, outputs: Sequence[Any], starts: Sequence[Tensor], wrt: Sequence[Any]
+        self,
+        signal: Signal,
+        outputs: Sequence[Any],
+        starts: Sequence[Tensor],
+        wrt: Sequence[Any],
+        create_graph: bool = False,
     ) -> tuple[Tensor | None, ...]:
         """Send a signal from anywhere in the graph (tensors or ``GradientEdge``); None where nothing arrived."""
         self.recorder.signal = signal
         try:
-            return torch.autograd.grad(outputs, wrt, starts, retain_graph=True, allow_unused=True)
+            return torch.autograd.grad(outputs, wrt, starts, True, create_graph, allow_unused=True)
         finally:
             self.recorder.signal = None
 
