@@ -13,7 +13,7 @@ from captum_transformer_attr.errors import InputError, UnsupportedModelError
 from captum_transformer_attr.recording.inputs import Inputs, parse
 from captum_transformer_attr.recording.node import LayoutLostError
 from captum_transformer_attr.recording.outputs import OutputChoice
-from captum_transformer_attr.recording.session import Recording, recorded
+from captum_transformer_attr.recording.session import ONE_AT_A_TIME, Recording, recorded
 from captum_transformer_attr.recording.tap import Tap
 from captum_transformer_attr.recording.targets import target_of
 
@@ -107,7 +107,10 @@ class TransformerAttribution(GradientAttribution):  # type: ignore[misc]
         )
         signature = (id(self.forward_func), shapes)
         verify = signature not in self._verified
-        with recorded(self.forward_func, inputs, self.output, verify, self._constants, self.tap) as recording:
+        with (
+            ONE_AT_A_TIME,
+            recorded(self.forward_func, inputs, self.output, verify, self._constants, self.tap) as recording,
+        ):
             self._verified.add(signature)
             self.choose(recording, target)
             return compute(recording)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from copy import copy
@@ -133,9 +134,16 @@ def watched(function: Any, recorder: Recorder) -> Iterator[None]:
     from captum_transformer_attr.ops.custom import rule_for_module
 
     handles = []
+    recording_thread = threading.get_ident()
+
+    def elsewhere() -> bool:
+        """The same model, run by another thread meanwhile."""
+        return threading.get_ident() != recording_thread
 
     def enter(path: str) -> Any:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> Any:
+            if elsewhere():
+                return None
             recorder.module_stack.append(path)
             rule = rule_for_module(module)
             if rule is not None and not recorder.paused:
@@ -146,6 +154,8 @@ def watched(function: Any, recorder: Recorder) -> Iterator[None]:
 
     def leave(path: str) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> Any:
+            if elsewhere():
+                return None
             rule = rule_for_module(module)
             if rule is not None and recorder.atomic and recorder.atomic[-1].module is module:
                 output = recorder.end_atomic(module, rule, output)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -110,6 +111,10 @@ class Recording:
         tag = tag_of(tensor)
         assert tag is not None
         return tag
+
+
+ONE_AT_A_TIME = threading.RLock()
+"""Threads that share a model must hold this: a recording changes its mode, flags and hooks until it ends."""
 
 
 @contextlib.contextmanager
