@@ -41,6 +41,7 @@ OURS = (
     "TransformerRelevance",
     "AttentionRelevance",
     "FullGradPlus",
+    "ConsensusRelevance",
     "AttentionRollout",
     "RawAttention",
     "TransformerLRP:rules=attnlrp",
@@ -145,6 +146,7 @@ def main(
     prefix: Annotated[str, typer.Option(help="Of the files' names.")] = "faithfulness",
     work: Annotated[Path, typer.Option(help="Folder that keeps finished work.")] = Path("build/faithfulness"),
     threads: Annotated[int | None, typer.Option(help="Of torch on the CPU.")] = None,
+    device: Annotated[str, typer.Option(help="Where the models run: cpu, cuda, cuda:1, ...")] = "cpu",
     precision: Annotated[
         str, typer.Option(help="bfloat16: altered inputs are asked about under autocast; attributions never are.")
     ] = "float32",
@@ -177,10 +179,11 @@ def main(
         except FileNotFoundError as error:
             console.print(f"{name}: skipped, {error}")
             continue
+        task.model.to(device)
         start = time.perf_counter()
         result = run_task(task, TASKS[name].kind, methods, batch_size, None if smoke else work, asked, slow_count)
         stem = output / f"{prefix}-{name}"
-        write([result], circumstances(), stem, f"Faithfulness: {result.title}")
+        write([result], circumstances(device), stem, f"Faithfulness: {result.title}")
         console.print(f"{name}: {len(result.rows)} methods in {time.perf_counter() - start:.0f} s, {stem}.md")
 
 

@@ -63,6 +63,14 @@ def one(tokens: int, batch: int, method: str, repeat: int) -> dict[str, float]:
     }
 
 
+def measured(tokens: int, batch: int, method: str, repeat: int) -> dict[str, float]:
+    """One point: on the CPU in a process of its own, because resident memory cannot be reset."""
+    if DEVICE.type == "cuda":
+        one(tokens, batch, method, 1)  # warm-up
+        return one(tokens, batch, method, repeat)
+    return in_subprocess(tokens, batch, method, repeat)
+
+
 def in_subprocess(tokens: int, batch: int, method: str, repeat: int) -> dict[str, float]:
     command = [sys.executable, "-m", "benchmarks.scaling", "--point", f"{tokens},{batch},{method},{repeat}"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
@@ -101,7 +109,7 @@ def main(
     smoke: Annotated[bool, typer.Option(help="two points, without writing results")] = False,
     output: Annotated[Path, typer.Option(help="folder of the results")] = RESULTS,
 ) -> None:
-    """Measure the curves, one process per point."""
+    """Measure the curves."""
     if point:
         tokens, batch, method, times = point.split(",")
         print(json.dumps(one(int(tokens), int(batch), method, int(times))))
@@ -116,7 +124,7 @@ def main(
         for over, plan in plans.items():
             for tokens, batch in plan:
                 for method in METHODS:
-                    curves[over][method].append(in_subprocess(tokens, batch, method, repeat))
+                    curves[over][method].append(measured(tokens, batch, method, repeat))
                     progress.advance(task)
     output.mkdir(parents=True, exist_ok=True)
     about = circumstances(DEVICE)

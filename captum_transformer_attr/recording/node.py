@@ -85,7 +85,7 @@ class Record(torch.autograd.Function):
     def forward(ctx: Any, node: Node, *live: Tensor) -> Tensor:
         ctx.node = node
         ctx.set_materialize_grads(False)
-        return node.forward(*live)
+        return owning(node.forward(*live), live)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor | None) -> Any:
@@ -98,6 +98,18 @@ class Record(torch.autograd.Function):
         if g is None:
             return (None,) * (len(ctx.needs_input_grad))
         return (None, *node.recorder.signal.send(node, g))
+
+
+def owning(out: Tensor, live: tuple[Tensor, ...]) -> Tensor:
+    """``out`` as a tensor of its own where it is a view of something made inside the node.
+
+    The model may write into it like into any result; torch before 2.15 forbids that for views that a custom function returns.
+    A view of a live input stays one: writing into it would change the input too, behind the recorder's back.
+    """
+    memory = out.untyped_storage().data_ptr()
+    if not out._is_view() or any(t.untyped_storage().data_ptr() == memory for t in live):
+        return out
+    return out.new_empty(0).set_(out.untyped_storage(), out.storage_offset(), out.size(), out.stride())
 
 
 class LocalNode(Node):

@@ -19,6 +19,7 @@ from captum_transformer_attr.recording.leaving import (
     CUT,
     EXPORTS,
     UNKNOWN,
+    WAY_OUT,
     cut,
     leave,
     mark_dropped,
@@ -420,7 +421,14 @@ class Recorder(TorchFunctionMode):
         """``target.copy_(value)`` with the value's tag: an in-place operation in two steps."""
         self.unshare(target)
         self.keep_owned(target)
-        target.copy_(value)
+        try:
+            target.copy_(value)
+        except RuntimeError as error:
+            if "view" not in str(error):
+                raise
+            raise UnsupportedOperationError(
+                f"{place(self.path)} writes into a view of a value that other operations use: what they give would not follow. {WAY_OUT}"
+            ) from error
         setattr(target, tags.ATTRIBUTE, tag_of(value))
         self.tag_base(target)
         return target
