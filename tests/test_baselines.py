@@ -174,6 +174,42 @@ def test_attention_gradcam_formula(average):
     assert torch.allclose(got, want, atol=1e-12)
 
 
+@pytest.mark.parametrize("arguments", [{"reg_tokens": 3}, {"reg_tokens": 2, "no_embed_class": True}, "distilled"])
+def test_attention_gradcam_reads_patch_columns(arguments):
+    """CVPR 2021: the weight of a head is the mean of ∇A over the patches; registers and a distillation token are none."""
+    shape = {"img_size": (16, 24), "patch_size": 8, "embed_dim": 12, "depth": 2, "num_heads": 2, "num_classes": 3}
+    distilled = arguments == "distilled"
+    build = timm.models.deit.VisionTransformerDistilled if distilled else timm.models.VisionTransformer
+    model = randomise(build(**shape, **({} if distilled else arguments)).double())
+    for block in model.blocks:
+        block.attn.fused_attn = False
+    maps = []
+    handle = model.blocks[-1].attn.attn_drop.register_forward_hook(lambda m, args, out: maps.append(out))
+    images = torch.randn(2, 3, 16, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    logit = model(images)[:, 1].sum()
+    handle.remove()
+    (gradient,) = torch.autograd.grad(logit, maps)
+    rows = slice(0, 2 if distilled else 1)
+    attention, gradient = (t.detach()[:, :, rows, -6:] for t in (maps[0], gradient))
+    want = (attention * gradient.mean(-1, keepdim=True)).mean((1, 2)).clamp(min=0)
+    got = AttentionGradCam(model).attribute_tokens(images, 1).flatten(1)
+    assert want.max() > 0 and torch.allclose(got, want, rtol=1e-9, atol=1e-15)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_lrp_grid_of_a_model_without_class_token(fused):
+    """Queries times keys of such a model lie on the patch grid twice; the tokens are the patches all the same."""
+    model = timm.models.VisionTransformer(
+        img_size=(16, 24), patch_size=8, embed_dim=12, depth=1, num_heads=2, class_token=False, global_pool="avg"
+    )
+    randomise(model.double()).blocks[0].attn.fused_attn = fused
+    images = torch.randn(2, 3, 16, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    method = TransformerLRP(model)
+    pixels, tokens = method.attribute(images, 1), method.attribute_tokens(images, 1)
+    patches = pixels.reshape(2, 3, 2, 8, 3, 8).sum((1, 3, 5))
+    torch.testing.assert_close(tokens, patches)
+
+
 def test_attention_gradcam_ignores_padding():
     golden, model = bert("sdpa")
     inputs = {name: golden.get_tensor(name) for name in ("input_ids", "attention_mask")}

@@ -289,6 +289,15 @@ def test_coverage_of_a_refused_model_fails(capsys: pytest.CaptureFixture[str]) -
     assert "refused: " in capsys.readouterr().out
 
 
+def test_coverage_as_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["coverage", "-m", str(folder / "bert"), "--json"]) == 0
+    table = json.loads(capsys.readouterr().out)
+    assert table["covered"] and table["attentions"] == 2 and table["refused"] == []
+    assert {"operation", "path", "rules", "count", "refused"} == set(table["rows"][0])
+    assert run(["coverage", "-m", "resnet18", "--size", "32", "--json"]) == 1
+    assert not json.loads(capsys.readouterr().out)["covered"]
+
+
 def test_program_starts_as_a_module() -> None:
     result = subprocess.run(
         [

@@ -14,7 +14,7 @@ from captum_transformer_attr.errors import InputError, UnsupportedModelError
 from captum_transformer_attr.recording.inputs import Inputs, parse
 from captum_transformer_attr.recording.node import LayoutLostError
 from captum_transformer_attr.recording.outputs import OutputChoice
-from captum_transformer_attr.recording.session import Recording, recorded
+from captum_transformer_attr.recording.session import ONE_AT_A_TIME, Recording, recorded
 from captum_transformer_attr.recording.tap import Tap
 from captum_transformer_attr.recording.targets import target_of
 
@@ -107,7 +107,10 @@ class TransformerAttribution(GradientAttribution):  # type: ignore[misc]
         known = self._verified
         if isinstance(self.forward_func, nn.Module):
             known = VERIFIED.setdefault(self.forward_func, known)
-        with recorded(self.forward_func, inputs, self.output, known, self._constants, self.tap) as recording:
+        with (
+            ONE_AT_A_TIME,
+            recorded(self.forward_func, inputs, self.output, known, self._constants, self.tap) as recording,
+        ):
             self.choose(recording, target)
             return compute(recording)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -90,15 +91,12 @@ class LayerTransformerLRP(LayerGradientXActivation):  # type: ignore[misc]
         """
         single = isinstance(self.layer, nn.Module)
         layers = [self.layer] if single else list(self.layer)
-        # LLMGradientAttribution and others exchange the forward function of a copy.
-        lrp = self.lrp
+        # Of this call alone: threads may share the object. LLMGradientAttribution and others exchange the forward function of a copy.
+        lrp = copy.copy(self.lrp)
         lrp.forward_func = self.forward_func
         given = parsed(inputs, additional_forward_args)
         lrp.tap = tap = Tap(self.forward_func, layers, attribute_to_layer_input)
-        try:
-            results = lrp.explain(given, target, lambda recording: self.compute(recording, tap), join_layers)
-        finally:
-            lrp.tap = None
+        results = lrp.explain(given, target, lambda recording: self.compute(recording, tap), join_layers)
         packed = [result[0] if len(result) == 1 else result for result in results]
         return packed[0] if single else packed
 

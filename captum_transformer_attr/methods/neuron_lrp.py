@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -80,14 +81,10 @@ class NeuronTransformerLRP(NeuronAttribution, GradientAttribution):  # type: ign
             InputError: if the layer is not part of the model, or saw nothing that depends on the inputs.
         """
         given = parsed(inputs, additional_forward_args)
-        self.lrp.forward_func = self.forward_func
-        self.lrp.tap = Tap(self.forward_func, [self.layer], attribute_to_neuron_input)
-        try:
-            explained = self.lrp.explain(
-                given, neuron_selector, lambda recording: self.lrp.compute(recording, False), join_explained
-            )
-        finally:
-            self.lrp.tap = None
+        lrp = copy.copy(self.lrp)  # of this call alone: threads may share the object
+        lrp.forward_func = self.forward_func
+        lrp.tap = Tap(self.forward_func, [self.layer], attribute_to_neuron_input)
+        explained = lrp.explain(given, neuron_selector, lambda recording: lrp.compute(recording, False), join_explained)
         return given.pack({name: finished(r, given.values[name]) for name, r in explained.relevance.items()})
 
 

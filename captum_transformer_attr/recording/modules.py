@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import operator
 import sys
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -148,14 +149,22 @@ def watched(modules: Modules, recorder: Recorder) -> Iterator[None]:
 
     paths = {id(module): path for path, module in modules.named}
     rules = {id(module): rule_for_module(module) for _, module in modules.named}
+    recording_thread = threading.get_ident()
+
+    def elsewhere() -> bool:
+        """The same model, run by another thread meanwhile."""
+        return threading.get_ident() != recording_thread
 
     def enter(module: nn.Module, args: Any) -> None:
-        recorder.module_stack.append(paths[id(module)])
+        if not elsewhere():
+            recorder.module_stack.append(paths[id(module)])
 
     def isolate(module: nn.Module, args: Any, kwargs: Any) -> Any:
-        return None if recorder.paused else recorder.begin_atomic(module, args, kwargs)
+        return None if recorder.paused or elsewhere() else recorder.begin_atomic(module, args, kwargs)
 
     def leave(module: nn.Module, args: Any, output: Any) -> Any:
+        if elsewhere():
+            return None
         path, rule = paths[id(module)], rules[id(module)]
         if rule is not None and recorder.atomic and recorder.atomic[-1].module is module:
             output = recorder.end_atomic(module, rule, output)
