@@ -252,6 +252,9 @@ def test_confidence_with_and_without_a_nothing_class(models: Path) -> None:
 def test_options_of_other_kinds_are_refused(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "--text goes with" in refused(capsys, "the cat", "-m", models / "language", "--text", "a dog")
     assert "--generate goes with" in refused(capsys, models / "photo.png", "-m", models / "detector", "--generate", 2)
+    assert "the difference of a class and itself" in refused(
+        capsys, "the cat", "-m", models / "language", "--target", "cat > cat"
+    )
 
 
 def test_words_outside_the_vocabulary_are_refused(models: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -130,6 +130,9 @@ def _check_options(name: str, function: Callable[..., Any], options: dict[str, A
             raise InputError(
                 f"method {name}: {key}={value!r} is no {'truth value' if isinstance(default, bool) else 'number'}"
             )
+        # Whole numbers among the options of Captum's methods are counts of steps and samples.
+        if name in CAPTUM_METHODS and isinstance(default, int) and not (isinstance(value, int) and value >= 1):
+            raise InputError(f"method {name}: {key}={value!r} must be a whole number from 1 on")
 
 
 def _our_call(name: str, options: dict[str, Any]) -> Callable[[nn.Module, Any, Any], Any]:
