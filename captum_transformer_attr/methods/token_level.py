@@ -15,7 +15,13 @@ from captum_transformer_attr.errors import InputError, UnsupportedModelError
 from captum_transformer_attr.flow.geometry import TokenScores, candidates, token_scores
 from captum_transformer_attr.flow.maps import Maps
 from captum_transformer_attr.flow.token_flow import Flow, Weights
-from captum_transformer_attr.methods.base import TransformerAttribution, check_interpolation, finished, parsed
+from captum_transformer_attr.methods.base import (
+    TransformerAttribution,
+    check_interpolation,
+    check_number,
+    finished,
+    parsed,
+)
 from captum_transformer_attr.methods.records import AttentionRecords, collect_records, join_records
 from captum_transformer_attr.ops.attention import Attention, Softmax
 from captum_transformer_attr.ops.residual import Sum
@@ -72,6 +78,7 @@ class TokenAttribution(TransformerAttribution):
         output: OutputChoice = None,
     ) -> None:
         TransformerAttribution.__init__(self, model, output)
+        check_number("start_layer", start_layer)
         self.start_layer, self.normalize = start_layer, normalize
 
     def weights(self, maps: Maps, node: Attention, rows: slice) -> Tensor:

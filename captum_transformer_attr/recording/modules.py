@@ -113,8 +113,13 @@ def uncompiled() -> Iterator[None]:
 
 
 def refuse_compiled(roots: list[nn.Module]) -> None:
-    """Compiled and scripted modules hide their operations."""
+    """Compiled and scripted modules hide their operations; parameters on the meta device have no values."""
     for root in roots:
+        empty = next((name for name, p in root.named_parameters() if p.is_meta), None)
+        if empty is not None:
+            raise UnsupportedModelError(
+                f"parameter '{empty}' is on the meta device, where it holds no values; load the model's weights first"
+            )
         for path, module in root.named_modules():
             where = f"module '{path}'" if path else "the model"
             if hasattr(module, "_orig_mod"):
