@@ -24,7 +24,7 @@ from captum_transformer_attr.comparison import (
 from captum_transformer_attr.comparison.captum_methods import CAPTUM_METHODS
 from captum_transformer_attr.comparison.float_view import FloatView
 from captum_transformer_attr.comparison.grad_cam_layer import channels_first, last_token_layer, spread_over_input
-from captum_transformer_attr.errors import InputError
+from captum_transformer_attr.errors import InputError, TargetError
 
 CAPTUM = (
     "IntegratedGradients:n_steps=8",
@@ -248,6 +248,20 @@ def test_methods_are_found_by_name_and_options() -> None:
 def test_unknown_methods_are_explained(given: list[Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         resolve(given)
+
+
+@pytest.mark.parametrize("target", [99, "a", None, [0], (0, 1), 1.5])
+@pytest.mark.parametrize("name", ["Saliency", "IntegratedGradients:n_steps=2", "LayerGradCam", "Occlusion"])
+def test_wrong_targets_are_named(vit: Any, name: str, target: Any) -> None:
+    with pytest.raises(TargetError, match="target="):
+        compare(vit, torch.ones(2, 3, 32, 32), target, [name])
+
+
+def test_wrong_dtypes_are_named(vit: Any) -> None:
+    with pytest.raises(InputError, match=r"is torch.float64, the model's parameters are torch.float32"):
+        compare(vit, torch.ones(2, 3, 32, 32).double(), 0, ["Saliency"])
+    with pytest.raises(InputError, match="got NoneType"):
+        compare(vit, torch.ones(2, 3, 32, 32), 0, None)  # type: ignore[arg-type]
 
 
 def test_layers_are_found_by_their_path(vit: Any) -> None:
