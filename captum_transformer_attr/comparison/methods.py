@@ -169,9 +169,9 @@ def _captum_call(name: str, options: dict[str, Any]) -> Callable[[nn.Module, Any
             )
         with _evaluating(model):
             view = FloatView(model, inputs, contrast)
-            # Called under no_grad as well, like our own classes.
             asked = None if contrast else target
             try:
+                # Called under no_grad as well, like our own classes.
                 with torch.enable_grad():
                     found = tuple(function(view, asked, **options))
                 if any(a.shape != b.shape for a, b in zip(found, view.features, strict=True)):

@@ -208,11 +208,14 @@ class TokenAttribution(TransformerAttribution):
             weights = partial(self.weights, maps)
             return self.passed(recording, weights, active, leaves, watched, trunk_only)
 
-        trunk = passed_by([], trunk_only=True)
-        sets = self.active_sets(recording)
-        passed = passed_by(sets[0])
-        for active in sets[1:]:
-            passed = passed.plus(passed_by(active)).plus(trunk, -1)
+        def identity(active: list[Attention]) -> Passed:
+            # Where rows are divided by their sums, so is the identity in them: the whole of it would be more than is there.
+            return passed_by(active if self.normalize else [], trunk_only=True)
+
+        first, *others = self.active_sets(recording)
+        passed, trunk = passed_by(first), identity(first)
+        for active in others:
+            passed = passed.plus(passed_by(active)).plus(identity(active), -1)
         return passed, trunk
 
     def passed(
