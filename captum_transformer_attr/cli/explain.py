@@ -93,7 +93,7 @@ def run_explain(request: ExplainRequest) -> None:
     with progress_bar() as progress:
         examples = explain_cases(loaded.model, cases, methods, progress)
     report = Report(
-        title=f"What {Path(request.model).name} looks at",
+        title=f"What {Path(request.model).name} goes by",
         examples=examples,
         description=f"Methods: {', '.join(method.name for method in methods)}.",
     )
