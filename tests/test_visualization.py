@@ -223,6 +223,16 @@ def test_legends_are_those_of_what_is_shown() -> None:
     assert "low to high" in pictures and "Each map" in pictures and "line of text" not in pictures
 
 
+def test_several_texts_are_told_apart() -> None:
+    scores = {"cat": {"A": np.array([1.0, 2.0])}}
+    example = Example("e", (TextPanel("text read", ("a", "b"), scores), TextPanel("written", ("c", "d"), scores)))
+    page = render_html(Report("x", (example,)))
+    assert re.findall("<h3>([^<]*)", page) == ["text read", "written"]
+    assert "<h3>" not in render_html(Report("x", (text_example(),)))
+    shown = [[text.get_text() for text in figure.axes[0].texts] for figure in example_figures(example)]
+    assert shown[0][0] == "cat  (text read)" and shown[1][0] == "cat  (written)"
+
+
 def test_flat_and_signed_maps_can_be_drawn(tmp_path: Path) -> None:
     scores = {"cat": {"zero": np.zeros((4, 4)), "signed": np.linspace(-1, 1, 16).reshape(4, 4)}}
     save_png(Report("x", (Example("e", (ImagePanel("image", PICTURE, scores),)), text_example())), tmp_path / "a.png")

@@ -95,8 +95,8 @@ def image_figure(panel: ImagePanel, probabilities: dict[str, float] | None = Non
     return figure
 
 
-def text_figure(panel: TextPanel, probabilities: dict[str, float] | None = None) -> Figure:
-    """One line (or more, for long texts) of coloured tokens per class and method."""
+def text_figure(panel: TextPanel, probabilities: dict[str, float] | None = None, title: str = "") -> Figure:
+    """One line (or more, for long texts) of coloured tokens per class and method; the title stands behind each class."""
     blocks = {label: _wrap(panel.tokens_of(label), TEXT_WIDTH - 2.6) for label in panel.scores}
     heights = {label: LINE_HEIGHT * (len(lines) + 0.35) for label, lines in blocks.items()}
     height = (
@@ -112,8 +112,8 @@ def text_figure(panel: TextPanel, probabilities: dict[str, float] | None = None)
     axes.axis("off")
     top = 0.3
     for label, by_method in panel.scores.items():
-        title = _class_title(label, probabilities)
-        axes.text(0.15, top, title, fontsize=10, fontweight="bold", va="center", parse_math=False)
+        heading = _class_title(label, probabilities) + (f"  ({title})" if title else "")
+        axes.text(0.15, top, heading, fontsize=10, fontweight="bold", va="center", parse_math=False)
         top += LINE_HEIGHT
         for method, scores in by_method.items():
             axes.text(0.15, top, textwrap.fill(method, 30), fontsize=8, va="center", color="#444444")
@@ -129,7 +129,7 @@ def example_figures(example: Example) -> list[Figure]:
     return [
         image_figure(panel, probabilities, example.title)
         if isinstance(panel, ImagePanel)
-        else text_figure(panel, probabilities)
+        else text_figure(panel, probabilities, panel.title if len(example.panels) > 1 else "")
         for panel in example.panels
     ]
 
