@@ -295,3 +295,20 @@ def test_tokens_without_a_way_to_the_input_are_refused():
         with pytest.raises(UnsupportedModelError, match="followed to the input"):
             method(model).attribute(images, target=1)
     assert AttentionRollout(model).attribute(images, target=1).abs().sum() > 0
+
+
+def test_the_token_that_is_read_out_keeps_what_attention_brings_to_it():
+    """Of a causal model's last token the rollout holds the identity's share, 1/2 per layer, and no more is taken out."""
+    config = T.LlamaConfig(
+        vocab_size=20, hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2
+    )
+    model = randomise(T.LlamaForCausalLM._from_config(config, attn_implementation="eager")).double()
+    ids = torch.tensor([[3, 7, 1, 12, 5], [2, 2, 9, 4, 11]])
+    rollout = torch.eye(5, dtype=torch.float64)
+    for attention in model(ids, output_attentions=True).attentions:
+        rollout = (attention.mean(1) + torch.eye(5)) / 2 @ rollout
+    want = rollout[:, -1]
+    want[:, -1] -= 0.5**3
+    got = AttentionRollout(model).attribute_tokens({"input_ids": ids}, target=(-1, 3))["input_ids"]
+    # transformers computes the softmax in float32.
+    assert (got - want).abs().max() < 1e-6 and (got > 0).all()

@@ -44,6 +44,7 @@ class Modules:
         self.roots = modules_of(function)
         self.named = [(path, module) for root in self.roots for path, module in root.named_modules()]
         refuse_compiled(self.named)
+        refuse_empty(self.named)
         found = (t for _, m in self.named for t in (*m._parameters.values(), *m._buffers.values()) if t is not None)
         self.tensors: list[Tensor] = list({id(t): t for t in found}.values())
 
@@ -140,6 +141,16 @@ def refuse_compiled(named: list[tuple[str, nn.Module]]) -> None:
             raise UnsupportedModelError(
                 f"{where} is scripted (torch.jit), its operations cannot be seen; pass the Python module it was made from"
             )
+
+
+def refuse_empty(named: list[tuple[str, nn.Module]]) -> None:
+    """Parameters on the meta device have no values."""
+    for path, module in named:
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter.is_meta:
+                raise UnsupportedModelError(
+                    f"parameter '{f'{path}.{name}'.lstrip('.')}' is on the meta device, where it holds no values; load the model's weights first"
+                )
 
 
 @contextlib.contextmanager
