@@ -20,7 +20,7 @@ from captum_transformer_attr.recording.audit import walk
 from captum_transformer_attr.recording.inputs import Inputs, parse
 from captum_transformer_attr.recording.node import LayoutLostError, Node
 from captum_transformer_attr.recording.outputs import OutputChoice
-from captum_transformer_attr.recording.session import Recording, recorded
+from captum_transformer_attr.recording.session import ONE_AT_A_TIME, Recording, recorded
 from captum_transformer_attr.rules.deep_taylor import TABLE as DEEP_TAYLOR
 from captum_transformer_attr.rules.table import Rule, Signal
 
@@ -126,7 +126,7 @@ def coverage(
 
 def table_of(model: nn.Module | Callable[..., Any], given: Inputs, target: Any, output: OutputChoice) -> Coverage:
     """The table of one recorded forward."""
-    with recorded(model, given, output, verified=set()) as recording:
+    with ONE_AT_A_TIME, recorded(model, given, output, verified=set()) as recording:
         rows = rows_of(recording.output)
         refused = tuple(row.refused for row in rows if row.refused)
         if not refused:

@@ -56,7 +56,7 @@ def segmentation_masks(
     Args:
         method: a token-level method around a Hugging Face detector, such as ``AttentionRelevance(detr)``.
         inputs: ``pixel_values`` ``(N, 3, H, W)`` and, where images are padded, ``pixel_mask`` ``(N, H, W)``.
-        confidence: queries whose best class has at least this probability.
+        confidence: queries whose best class is more probable than this (published: 0.5).
         image_sizes: height and width of every mask; by default the size of the unpadded input.
         threshold_at: ``"tokens"`` splits the map on the encoder's grid and enlarges the result, as published;
             ``"pixels"`` enlarges the map first, for smoother outlines.
@@ -110,7 +110,7 @@ def confident_queries(
     found = []
     for i in range(len(logits)):
         order = best[i].argsort(descending=True).tolist()
-        found.append([(q, int(label[i, q]), float(best[i, q])) for q in order if best[i, q] >= confidence])
+        found.append([(q, int(label[i, q]), float(best[i, q])) for q in order if best[i, q] > confidence])
     boxes = output.get("pred_boxes") if isinstance(output, Mapping) else None
     return found, boxes
 

@@ -186,6 +186,42 @@ def test_attention_gradcam_formula(average):
     assert torch.allclose(got, want, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("arguments", [{"reg_tokens": 3}, {"reg_tokens": 2, "no_embed_class": True}, "distilled"])
+def test_attention_gradcam_reads_patch_columns(arguments):
+    """CVPR 2021: a head's weight is the mean of ∇A over the patches; registers and a distillation token are none."""
+    shape = {"img_size": (16, 24), "patch_size": 8, "embed_dim": 12, "depth": 2, "num_heads": 2, "num_classes": 3}
+    distilled = arguments == "distilled"
+    build = timm.models.deit.VisionTransformerDistilled if distilled else timm.models.VisionTransformer
+    model = randomise(build(**shape, **({} if distilled else arguments)).double())
+    for block in model.blocks:
+        block.attn.fused_attn = False
+    maps = []
+    handle = model.blocks[-1].attn.attn_drop.register_forward_hook(lambda m, args, out: maps.append(out))
+    images = torch.randn(2, 3, 16, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    logit = model(images)[:, 1].sum()
+    handle.remove()
+    (gradient,) = torch.autograd.grad(logit, maps)
+    rows = slice(0, 2 if distilled else 1)
+    attention, gradient = (t.detach()[:, :, rows, -6:] for t in (maps[0], gradient))
+    want = (attention * gradient.mean(-1, keepdim=True)).mean((1, 2)).clamp(min=0)
+    got = AttentionGradCam(model).attribute_tokens(images, 1).flatten(1)
+    assert want.max() > 0 and torch.allclose(got, want, rtol=1e-9, atol=1e-15)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_lrp_grid_of_a_model_without_class_token(fused):
+    """Queries times keys of such a model lie on the patch grid twice; the tokens are the patches all the same."""
+    model = timm.models.VisionTransformer(
+        img_size=(16, 24), patch_size=8, embed_dim=12, depth=1, num_heads=2, class_token=False, global_pool="avg"
+    )
+    randomise(model.double()).blocks[0].attn.fused_attn = fused
+    images = torch.randn(2, 3, 16, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    method = TransformerLRP(model)
+    pixels, tokens = method.attribute(images, 1), method.attribute_tokens(images, 1)
+    patches = pixels.reshape(2, 3, 2, 8, 3, 8).sum((1, 3, 5))
+    torch.testing.assert_close(tokens, patches)
+
+
 @pytest.mark.parametrize("average", ["row", "map"])
 def test_attention_gradcam_ignores_padding(average):
     assert_padding_changes_nothing(lambda model: AttentionGradCam(model, average=average).attribute_tokens)
@@ -262,3 +298,20 @@ def test_tokens_without_a_way_to_the_input_are_refused():
         with pytest.raises(UnsupportedModelError, match="followed to the input"):
             method(model).attribute(images, target=1)
     assert AttentionRollout(model).attribute(images, target=1).abs().sum() > 0
+
+
+def test_the_token_that_is_read_out_keeps_what_attention_brings_to_it():
+    """Of a causal model's last token the rollout has the identity's share, 1/2 per layer; no more is taken out."""
+    config = T.LlamaConfig(
+        vocab_size=20, hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2
+    )
+    model = randomise(T.LlamaForCausalLM._from_config(config, attn_implementation="eager")).double()
+    ids = torch.tensor([[3, 7, 1, 12, 5], [2, 2, 9, 4, 11]])
+    rollout = torch.eye(5, dtype=torch.float64)
+    for attention in model(ids, output_attentions=True).attentions:
+        rollout = (attention.mean(1) + torch.eye(5)) / 2 @ rollout
+    want = rollout[:, -1]
+    want[:, -1] -= 0.5**3
+    got = AttentionRollout(model).attribute_tokens({"input_ids": ids}, target=(-1, 3))["input_ids"]
+    # transformers computes the softmax in float32.
+    assert (got - want).abs().max() < 1e-6 and (got > 0).all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,14 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setattr(demo, "SHOWN", {"embedded": 2, "embedded-swin": 1})
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def test_demo_as_json(quick: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["demo", "--json"]) == 0
+    tables = json.loads(capsys.readouterr().out)
+    assert list(tables) == ["ViT, 200 scenes", "Swin, 200 scenes"]
+    assert tables["ViT, 200 scenes"].keys() == {"InputXGradient", "chance"}
+    assert tables["ViT, 200 scenes"]["chance"].keys() == {"pointing game", "mass in mask", "right digit"}
 
 
 def test_demo_writes_a_page_a_picture_and_a_scene(quick: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """Everything in Captum that takes an attribution or an attribution class takes ours."""
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 
 import matplotlib
 
@@ -10,10 +11,12 @@ import pytest
 import torch
 import transformers
 from captum.attr import NoiseTunnel, visualization
+from captum.attr._utils.attribution import GradientAttribution, InternalAttribution
 from captum.metrics import infidelity, sensitivity_max
 from tiny_models import TinyText, TinyViT, TwoInputs, randomise
 
-from captum_transformer_attr import AttentionRelevance, ForwardWrapper, TransformerRelevance
+import captum_transformer_attr
+from captum_transformer_attr import AttentionRelevance, ForwardWrapper, LayerTransformerLRP, TransformerRelevance
 
 CLASSES = [TransformerRelevance, AttentionRelevance]
 IMAGES = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -96,15 +99,42 @@ def test_text_visualiser():
     assert "vwxyz"[0] in visualization.visualize_text([record]).data
 
 
-def test_forward_func_is_read_at_call_time(vit):
+EVERY = [
+    c
+    for c in map(captum_transformer_attr.__dict__.get, captum_transformer_attr.__all__)
+    if isinstance(c, type) and issubclass(c, GradientAttribution) and not issubclass(c, InternalAttribution)
+]
+
+
+@pytest.mark.parametrize("method_class", EVERY)
+def test_forward_func_is_read_at_call_time(method_class, vit):
     """LLMGradientAttribution and DataLoaderAttribution replace the forward on a copy."""
-    method = TransformerRelevance(vit)
+    method = method_class(vit)
     other = copy.copy(method)
     other.forward_func = randomise(TinyViT(), seed=1)
     assert not torch.allclose(method.attribute(IMAGES, target=1), other.attribute(IMAGES, target=1))
+    assert torch.equal(other.attribute(IMAGES, target=1), method_class(other.forward_func).attribute(IMAGES, target=1))
     bound = copy.copy(method)
     bound.forward_func = lambda x: vit(x)
     assert torch.allclose(method.attribute(IMAGES, target=1), bound.attribute(IMAGES, target=1))
+
+
+def test_threads_share_a_model(vit):
+    """As in a server: several attributions and plain forwards of one trainable model at the same time."""
+    vit.train()
+    methods = [m(vit) for m in (TransformerRelevance, captum_transformer_attr.TokenStatisticsRelevance)]
+    methods.append(LayerTransformerLRP(vit, vit.blocks[0], rules="cp"))
+    want = [m.attribute(IMAGES, target=1) for m in methods]
+
+    def explain(number):
+        vit(IMAGES)
+        return methods[number % 3].attribute(IMAGES, target=1)
+
+    with ThreadPoolExecutor(4) as pool:
+        got = list(pool.map(explain, range(24)))
+    assert all(torch.equal(g, want[i % 3]) for i, g in enumerate(got))
+    assert vit.training and all(p.requires_grad for p in vit.parameters())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in vit.modules())
 
 
 def test_wrapper_unwraps_and_names_arguments():

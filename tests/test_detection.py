@@ -61,13 +61,14 @@ def test_confident_queries(detr):
     model, inputs = detr
     probabilities = model(**inputs).logits.softmax(-1)[..., :-1]
     scores = probabilities.amax(-1)
-    confidence = float(scores.flatten().sort().values[-5])
+    # "Above", as published: the query that reaches just this stays out.
+    confidence = float(scores.flatten().sort().values[-6])
     found = segmentation_masks(AttentionRelevance(model), inputs, confidence=confidence)
     assert sum(len(objects) for objects in found) == 5
     for i, objects in enumerate(found):
         assert [o.score for o in objects] == sorted((o.score for o in objects), reverse=True)
         for o in objects:
-            assert o.score == probabilities[i, o.query, o.label] == scores[i, o.query] >= confidence
+            assert o.score == probabilities[i, o.query, o.label] == scores[i, o.query] > confidence
     assert segmentation_masks(AttentionRelevance(model), inputs, confidence=1.0) == [[], []]
 
 

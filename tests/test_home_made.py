@@ -1,5 +1,7 @@
 """Models that belong to no library's zoo, each against the formulas written out in ``hand_relevance.py``."""
 
+import math
+
 import einops
 import pytest
 import torch
@@ -9,7 +11,7 @@ from hand_relevance import Layer, transformer_relevance
 from tiny_models import randomise
 from torch import nn
 
-from captum_transformer_attr import AttentionRelevance, AttentionRollout, TransformerRelevance
+from captum_transformer_attr import AttentionRelevance, AttentionRollout, TransformerLRP, TransformerRelevance
 
 C, H, N, CLASSES = 16, 2, 6, 4
 TOKENS = torch.randn(2, N, C, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -186,6 +188,63 @@ class TokensFirst(Attention):
         return y.reshape(y.shape[0], -1, C).transpose(0, 1)
 
 
+def split_heads(*tensors):
+    return [t.unflatten(-1, (H, -1)).transpose(1, 2) for t in tensors]
+
+
+class Exponentials(Attention):
+    """The softmax from exponentials over their sum."""
+
+    def mix(self, q, k, v):
+        q, k, v = split_heads(q, k, v)
+        e = torch.exp(q @ k.mT / (C // H) ** 0.5)
+        return ((e / e.sum(-1, keepdim=True)) @ v).transpose(1, 2).flatten(2)
+
+
+class StableExponentials(Attention):
+    """The largest score is taken off, without a gradient; the sum is applied as a factor."""
+
+    def mix(self, q, k, v):
+        q, k, v = split_heads(q, k, v)
+        scores = q @ k.mT / (C // H) ** 0.5
+        e = (scores - scores.amax(-1, keepdim=True).detach()).exp()
+        return ((e * (1 / e.sum(-1)).unsqueeze(-1)) @ v).transpose(1, 2).flatten(2)
+
+
+class DividedLast(Attention):
+    """As flash attention: the values are mixed before the sum divides."""
+
+    def mix(self, q, k, v):
+        q, k, v = split_heads(q, k, v)
+        e = torch.exp(q @ k.mT / (C // H) ** 0.5)
+        return ((e @ v) / e.sum(-1, keepdim=True)).transpose(1, 2).flatten(2)
+
+
+class ShiftedScores(Attention):
+    def mix(self, q, k, v):
+        q, k, v = split_heads(q, k, v)
+        scores = q @ k.mT / (C // H) ** 0.5
+        return ((scores - scores.max(-1, keepdim=True)[0]).softmax(-1) @ v).transpose(1, 2).flatten(2)
+
+
+class LogSoftmax(Attention):
+    def mix(self, q, k, v):
+        q, k, v = split_heads(q, k, v)
+        return ((q @ k.mT / (C // H) ** 0.5).log_softmax(-1).exp() @ v).transpose(1, 2).flatten(2)
+
+
+class SummedProducts(Attention):
+    """No matrix product at all."""
+
+    def mix(self, q, k, v):
+        q, k, v = split_heads(q, k, v)
+        scores = (q[..., :, None, :] * k[..., None, :, :]).sum(-1) / (C // H) ** 0.5
+        return (scores.softmax(-1)[..., None] * v[..., None, :, :]).sum(-2).transpose(1, 2).flatten(2)
+
+
+WRITTEN_OUT = [Exponentials, StableExponentials, DividedLast, ShiftedScores, LogSoftmax, SummedProducts]
+
+
 class Residual(nn.Module):
     def __init__(self, inner):
         super().__init__()
@@ -205,7 +264,7 @@ def layer_of(b):
     return Layer(*map(weights, (attention.qkv, attention.out, norm1, norm2, up, down)), H)
 
 
-@pytest.mark.parametrize("attention", [Fused, Einops, Einsum, ByHand, TokensFirst])
+@pytest.mark.parametrize("attention", [Fused, Einops, Einsum, ByHand, TokensFirst, *WRITTEN_OUT])
 def test_residuals_in_sequential(attention):
     """The whole model is one nn.Sequential."""
     model = nn.Sequential(block(attention), block(attention), nn.LayerNorm(C), Take(), nn.Linear(C, CLASSES)).double()
@@ -228,6 +287,205 @@ def test_rollout_does_not_depend_on_the_style(attention):
 class Take(nn.Module):
     def forward(self, x):
         return x[:, 0]
+
+
+@pytest.mark.parametrize("rules", ["deep_taylor", "attnlrp", "cp", "libra"])
+@pytest.mark.parametrize("attention", WRITTEN_OUT)
+def test_relevance_does_not_depend_on_how_a_softmax_is_written(attention, rules):
+    models = [
+        nn.Sequential(block(style), block(style), nn.LayerNorm(C), Take(), nn.Linear(C, CLASSES)).double()
+        for style in (attention, Fused)
+    ]
+    got, want = (TransformerLRP(randomise(model), rules=rules).attribute(TOKENS, 1) for model in models)
+    # The stabilisers of quotients see scores before or after their scaling.
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+
+
+class MaskedSink(Attention):
+    """Zeros hide exponentials; a constant is added to every sum of them."""
+
+    def mix(self, q, k, v):
+        q, k, v = split_heads(q, k, v)
+        return (self.weights(q @ k.mT / (C // H) ** 0.5) @ v).transpose(1, 2).flatten(2)
+
+    def weights(self, scores):
+        e = scores.exp() * torch.ones(N, N, dtype=scores.dtype).tril()
+        return e / (e.sum(-1, keepdim=True) + 0.5)
+
+
+class SinkColumn(MaskedSink):
+    """The constant as a further key without a value."""
+
+    def weights(self, scores):
+        scores = scores.masked_fill(torch.ones(N, N, dtype=torch.bool).triu(1), -torch.inf)
+        sink = torch.full((*scores.shape[:-1], 1), math.log(0.5), dtype=scores.dtype)
+        return torch.cat([scores, sink], -1).softmax(-1)[..., :-1]
+
+
+@pytest.mark.parametrize("method", [TransformerRelevance, AttentionRelevance, AttentionRollout, TransformerLRP])
+def test_mask_and_sink_of_a_written_softmax(method):
+    models = [
+        nn.Sequential(block(style), block(style), Last(), nn.Linear(C, CLASSES)).double()
+        for style in (MaskedSink, SinkColumn)
+    ]
+    got, want = (method(randomise(model)).attribute(TOKENS, 1) for model in models)
+    torch.testing.assert_close(got, want, rtol=1e-7, atol=1e-9)
+
+
+class Last(nn.Module):
+    def forward(self, x):
+        return x[:, -1]
+
+
+class Kept(Attention):
+    """Its maps can be looked at."""
+
+    def mix(self, q, k, v):
+        q, k, v = split_heads(q, k, v)
+        self.map = (q @ k.mT / (C // H) ** 0.5).softmax(-1)
+        return (self.map @ v).transpose(1, 2).flatten(2)
+
+
+class ReadOut(nn.Module):
+    """Two blocks and any read-out of their tokens."""
+
+    def __init__(self, read):
+        super().__init__()
+        self.blocks, self.norm = nn.Sequential(block(Kept), block(Kept)), nn.LayerNorm(C)
+        self.head, self.other, self.read = nn.Linear(C, CLASSES), nn.Linear(C, C), read
+
+    def forward(self, x):
+        return self.head(self.read(self, self.norm(self.blocks(x))))
+
+
+READ_OUTS = {
+    "class token and mean of the others": (lambda m, x: x[:, 0] + x[:, 1:].mean(1), range(N)),
+    "class token and mean, scaled": (lambda m, x: 0.3 * x[:, 0] + 0.7 * x.mean(1), range(N)),
+    "largest and mean": (lambda m, x: x.amax(1) + x.mean(1), range(N)),
+    "two tokens, each in its own way": (lambda m, x: m.other(x[:, 0]) + torch.tanh(x[:, 2]), (0, 2)),
+    "difference of two tokens": (lambda m, x: x[:, 3] - x[:, 1], (1, 3)),
+    "deviation": (lambda m, x: x.std(1), range(N)),
+    "mean and variance": (lambda m, x: m.other(x.mean(1)) + x.var(1), range(N)),
+    "norm over tokens": (lambda m, x: x.norm(dim=1), range(N)),
+}
+
+
+@pytest.mark.parametrize("name", READ_OUTS)
+def test_read_outs(name):
+    """Rows of (Ā_2 + I)(Ā_1 + I) − I by autograd (ICCV 2021, eq. 5-6), all that are read with the same weight.
+
+    Relevance arrives in full.
+    """
+    read, rows = READ_OUTS[name]
+    model = randomise(ReadOut(read).double())
+    logits = model(TOKENS.clone().requires_grad_())
+    maps = [b[0].inner[1].map for b in model.blocks]
+    gradients = torch.autograd.grad(logits[:, 1].sum(), maps)
+    first, second = ((a * g).clamp(min=0).mean(1).detach() for a, g in zip(maps, gradients, strict=True))
+    weights_of_rows = torch.zeros(N, dtype=TOKENS.dtype)
+    weights_of_rows[list(rows)] = 1 / len(rows)
+    eye = torch.eye(N, dtype=TOKENS.dtype)
+    want = weights_of_rows @ ((second + eye) @ (first + eye) - eye)
+    got = AttentionRelevance(model).attribute_tokens(TOKENS, 1)
+    torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
+    for rules in ("deep_taylor", "cp", "libra"):
+        _, delta = TransformerLRP(model, rules=rules).attribute(TOKENS, 1, return_convergence_delta=True)
+        assert float(delta.abs().max()) < 1e-6
+
+
+class Pooled(nn.Module):
+    """A block, then a softmax over tokens that pools them."""
+
+    def __init__(self, pool):
+        super().__init__()
+        self.block, self.scores, self.head, self.pool = block(Kept), nn.Linear(C, 1), nn.Linear(C, CLASSES), pool
+
+    def forward(self, x):
+        x = self.block(x)
+        return self.head(self.pool(self.scores(x).softmax(1), x))
+
+
+POOLINGS = {
+    "sum of products": lambda w, x: (w * x).sum(1),
+    "sum that keeps its axis": lambda w, x: (x * w).sum(dim=1, keepdim=True)[:, 0],
+    "matrix product": lambda w, x: (w.mT @ x)[:, 0],
+    "einsum": lambda w, x: torch.einsum("bn,bnc->bc", w[..., 0], x),
+}
+
+
+@pytest.mark.parametrize("name", POOLINGS)
+def test_attention_pooling(name):
+    """A learned query that reads the tokens, however it is written: Ā_p (R̄ + I) with Ā_p = (∇w ⊙ w)⁺.
+
+    ICCV 2021, eq. 5 and 8-10.
+    """
+    model = randomise(Pooled(POOLINGS[name]).double())
+    x = model.block(TOKENS.clone().requires_grad_())
+    weights_of_tokens = model.scores(x.detach()).softmax(1)
+    logits = model.head((weights_of_tokens * x).sum(1))
+    own = model.block[0].inner[1].map
+    (g_pool,) = torch.autograd.grad(logits[:, 1].sum(), weights_of_tokens, retain_graph=True)
+    # The scores depend on the tokens, too.
+    full = model.head((model.scores(x).softmax(1) * x).sum(1))
+    (g_own,) = torch.autograd.grad(full[:, 1].sum(), own)
+    relation = (own * g_own).clamp(min=0).mean(1)
+    relation = relation / relation.sum(-1, keepdim=True) + torch.eye(N, dtype=TOKENS.dtype)
+    want = ((weights_of_tokens * g_pool).clamp(min=0).mT @ relation)[:, 0].detach()
+    got = AttentionRelevance(model).attribute_tokens(TOKENS, 1)
+    torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
+
+
+class Normalised(nn.Module):
+    """A block, a norm, a block."""
+
+    def __init__(self, norm):
+        super().__init__()
+        self.first, self.second, self.affine = block(Einsum), block(Einsum), nn.LayerNorm(C)
+        self.head, self.norm = nn.Linear(C, CLASSES), norm
+
+    def forward(self, x):
+        x = self.norm(self.first(x)) * self.affine.weight + self.affine.bias
+        return self.head(self.second(x)[:, 0])
+
+
+def mean_without_axis(x):
+    return (x - x.mean(-1)[..., None]) / (x.var(-1, correction=0)[..., None] + 1e-5).sqrt()
+
+
+def sums_over_channels(x):
+    centred = x - x.sum(-1, keepdim=True) / C
+    return centred * torch.rsqrt(centred.square().sum(-1, keepdim=True) / C + 1e-5)
+
+
+def moments(x):
+    mean = x.mean(-1, keepdim=True)
+    return (x - mean) * ((x * x).mean(-1, keepdim=True) - mean * mean + 1e-5) ** -0.5
+
+
+def root_mean_square(x):
+    return F.rms_norm(x, (C,), eps=1e-6)
+
+
+NORMS = {
+    "mean without its axis": (mean_without_axis, lambda x: F.layer_norm(x, (C,))),
+    "sums over channels": (sums_over_channels, lambda x: F.layer_norm(x, (C,))),
+    "moments": (moments, lambda x: F.layer_norm(x, (C,))),
+    "squares by einsum": (
+        lambda x: x * (torch.einsum("bnc,bnc->bn", x, x) / C + 1e-6).rsqrt()[..., None],
+        root_mean_square,
+    ),
+    "sum of squares": (lambda x: x * torch.rsqrt(x.pow(2).sum(-1, keepdim=True) / C + 1e-6), root_mean_square),
+    "mean of squares, unsqueezed": (lambda x: x * ((x**2).mean(-1) + 1e-6).pow(-0.5).unsqueeze(-1), root_mean_square),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("rules", ["deep_taylor", "attnlrp", "cp", "libra"])
+@pytest.mark.parametrize("name", NORMS)
+def test_norm_written_by_hand(name, rules):
+    got, want = (
+        TransformerLRP(randomise(Normalised(norm).double()), rules=rules).attribute(TOKENS, 1) for norm in NORMS[name]
+    )
+    torch.testing.assert_close(got, want, rtol=1e-8, atol=1e-11)
 
 
 @pytest.mark.parametrize("attention", [Fused, ByHand])

@@ -102,14 +102,14 @@ class Watched:
         return matrix
 
 
-def rolled_out(watched, example, weigh, layer_matrix):
-    """Start uniform on the last grid, multiply downwards, take the identity out."""
+def rolled_out(watched, example, weigh, layer_matrix, share=1):
+    """Start uniform on the last grid, multiply downwards, take the identity out: ``share`` of it per layer."""
     layers = len(watched.blocks)
     last = watched.inputs[-1].shape[1] * watched.inputs[-1].shape[2]
     row = identity = torch.full((last,), 1 / last, dtype=torch.float64)
     for layer in reversed(range(layers)):
         matrix = watched.dense(layer, example, weigh)
-        row = row @ layer_matrix(matrix, layer, example)
+        row, identity = row @ layer_matrix(matrix, layer, example), share * identity
         if layer and watched.inputs[layer].shape[1:3] != watched.inputs[layer - 1].shape[1:3]:
             merge = watched.merging(layer - 1)
             row, identity = row @ merge, identity @ merge
@@ -169,7 +169,7 @@ def test_swin_against_dense_matrices(case):
     assert got.shape == (2, 14, 14)
     watched = Watched(model, IMAGES, 2)
     for example in range(2):
-        want = rolled_out(watched, example, weigh, layer_matrix(watched))
+        want = rolled_out(watched, example, weigh, layer_matrix(watched), 0.5 if case == "rollout" else 1)
         assert (got[example] - want).abs().max() < 1e-9 * want.abs().max()
 
 
@@ -293,3 +293,28 @@ def test_batch_equals_its_examples(side):
 def test_unknown_options(option):
     with pytest.raises(InputError, match=next(iter(option))):
         TokenStatisticsRelevance(TinyViT(), **option)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_takes_no_part_in_the_mean_deviation(side):
+    """Grouped-query attention repeats its keys; which of them are padding is read off all the same."""
+    config = transformers.LlamaConfig(
+        vocab_size=20,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=24,
+    )
+    model = randomise(transformers.LlamaForCausalLM(config).double())
+    ids = torch.randint(3, 20, (2, 7), generator=torch.Generator().manual_seed(1))
+    real = slice(3, 7) if side == "left" else slice(0, 4)
+    mask = torch.ones_like(ids)
+    mask[1] = 0
+    mask[1, real] = 1
+    inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
+    method = TokenStatisticsRelevance(model)
+    got = method.attribute_tokens(inputs, [(6, 3), (real.stop - 1, 5)])["input_ids"]
+    alone = method.attribute_tokens({"input_ids": ids[1:, real]}, [(3, 5)])["input_ids"]
+    torch.testing.assert_close(got[1:, real], alone, rtol=1e-6, atol=1e-12)  # Llama computes its norms in float32
+    assert (got[1][mask[1] == 0] == 0).all() and (alone != 0).any()

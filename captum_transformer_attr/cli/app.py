@@ -36,7 +36,9 @@ Checkpoint = Annotated[
     Path | None, typer.Option(help="Local weights: safetensors, or a torch file that holds nothing but weights.")
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... or auto.")]
-Classes = Annotated[int | None, typer.Option("--num-classes", help="Outputs of the checkpoint, if not the default.")]
+Classes = Annotated[
+    int | None, typer.Option("--num-classes", min=1, help="Outputs of the checkpoint, if not the default.")
+]
 Size = Annotated[
     str | None, typer.Option(help="Image input size instead of the model's own: 224 or 224x320 (height x width).")
 ]
@@ -67,11 +69,12 @@ def demo(
     ] = Path("captum-transformer-attr-demo"),
     scenes: Annotated[int, typer.Option(min=200, help="Scenes that the table is measured on.")] = 200,
     seed: Annotated[int, typer.Option(min=0, help="Of the scenes.")] = 0,
+    json: Annotated[bool, typer.Option("--json", help="Print the tables as JSON.")] = False,
 ) -> None:
     """Explain the digits in cluttered scenes, methods side by side, and measure who points at the right one."""
     from captum_transformer_attr.cli.demo import run_demo
 
-    run_demo(output, scenes, seed)
+    run_demo(output, scenes, seed, as_json=json)
 
 
 @app.command()
@@ -152,6 +155,7 @@ def coverage(
     model: Model = "embedded",
     num_classes: Classes = None,
     size: Size = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the table as JSON.")] = False,
 ) -> None:
     """List every operation of a model with its rule, and what would be refused. Needs no weights.
 
@@ -160,7 +164,8 @@ def coverage(
     from captum_transformer_attr.cli.coverage import run_coverage
     from captum_transformer_attr.cli.values import image_options
 
-    if not run_coverage(model, class_count=num_classes, preprocessing=image_options(size, None, None, False)):
+    preprocessing = image_options(size, None, None, False)
+    if not run_coverage(model, class_count=num_classes, preprocessing=preprocessing, as_json=json):
         raise typer.Exit(1)
 
 

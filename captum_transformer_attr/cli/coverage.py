@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
+
 import captum_transformer_attr
 from captum_transformer_attr.loading import PreprocessingOptions
 from captum_transformer_attr.loading.samples import model_with_sample
 
 
-def run_coverage(model: str, *, class_count: int | None, preprocessing: PreprocessingOptions) -> bool:
-    """Print the table of a model built without its weights.
+def run_coverage(
+    model: str, *, class_count: int | None, preprocessing: PreprocessingOptions, as_json: bool = False
+) -> bool:
+    """Print the table of a model built without its weights, or the same as JSON.
 
     Returns:
         Whether the model can be explained.
@@ -18,5 +23,5 @@ def run_coverage(model: str, *, class_count: int | None, preprocessing: Preproce
     """
     built, inputs = model_with_sample(model, preprocessing, class_count=class_count)
     table = captum_transformer_attr.coverage(built, inputs)
-    print(table)
+    print(json.dumps(asdict(table) | {"covered": bool(table)}, indent=1) if as_json else table)
     return bool(table)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,13 +53,14 @@ class MeasuredModel:
     table: Table
 
 
-def run_demo(folder: Path, scene_count: int, seed: int) -> None:
+def run_demo(folder: Path, scene_count: int, seed: int, *, as_json: bool = False) -> None:
     """Explain, measure, print the table, and write ``demo.html``, ``demo.png`` and a scene to try ``explain`` on.
 
     Args:
         folder: Where to write; made if missing.
         scene_count: Scenes that the table rests on.
         seed: Of the scenes.
+        as_json: Print the tables as JSON and nothing else.
 
     Raises:
         OSError: if the folder cannot be written.
@@ -80,6 +82,10 @@ def run_demo(folder: Path, scene_count: int, seed: int) -> None:
         if made:
             folder.rmdir()
         raise
+    if as_json:
+        tables = {t.title: {name: dict(zip(t.columns, v, strict=True)) for name, v in t.rows} for t in report.tables}
+        print(json.dumps(tables, indent=1))
+        return
     console = Console()
     for table in report.tables:
         console.print(_rich(table))

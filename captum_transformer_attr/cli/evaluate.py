@@ -48,7 +48,7 @@ from captum_transformer_attr.evaluation.digits import DigitTask
 from captum_transformer_attr.evaluation.images import METRICS as IMAGE_METRICS
 from captum_transformer_attr.evaluation.texts import METRICS as TEXT_METRICS
 from captum_transformer_attr.loading import ImageModel, PreprocessingOptions, TextModel, load_model
-from captum_transformer_attr.output_files import check_writable, write_texts
+from captum_transformer_attr.output_files import check_apart, check_writable, write_texts
 
 DEFAULT_METHODS = (
     "TransformerRelevance",
@@ -134,6 +134,8 @@ def run_evaluate(request: EvaluateRequest) -> None:
     files = {} if request.output is None else {kind: _with_suffix(request.output, kind) for kind in (".md", ".json")}
     for path in files.values():
         check_writable(path)
+    given = (request.path, request.annotations, request.checkpoint, request.model)
+    check_apart(files.values(), filter(None, given))
     task = _task(request)
     with progress_bar() as progress:
         bar = progress.add_task("evaluating", total=len(methods) * len(task.indices))

@@ -13,12 +13,16 @@ from captum_transformer_attr.rules.table import Signal, divide, gradient_signal
 
 
 class Maps:
-    """Signals at the outputs of the attention calls, from which A, ∇A and R_A follow: ∇A = g Vᵀ, R_A = A ⊙ (S Vᵀ) / 2 with S = R / out."""
+    """Signals at the outputs of the attention calls, from which A, ∇A and R_A follow: ∇A = g Vᵀ, R_A = A ⊙ (S Vᵀ) / 2 with S = R / out.
+
+    given: which keys hold tokens of an input, ``(..., heads, keys)``, where a method asks for it.
+    """
 
     def __init__(self, recording: Recording, attentions: Sequence[Attention]) -> None:
         self.recording, self.attentions = recording, list(attentions)
         self.gradients: dict[Attention, Tensor] = {}
         self.shares: dict[Attention, Tensor] = {}
+        self.given: dict[Attention, Tensor] = {}
 
     def collect_gradients(self) -> None:
         """One backward pass of the ordinary gradient."""

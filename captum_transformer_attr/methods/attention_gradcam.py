@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any
 
@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from captum_transformer_attr.errors import InputError
 from captum_transformer_attr.flow.maps import Maps
+from captum_transformer_attr.methods.layer_sum import TrunkFlow
 from captum_transformer_attr.methods.single_layer import SingleLayerAttribution
-from captum_transformer_attr.methods.token_level import Scored
+from captum_transformer_attr.methods.token_level import Passed, Scored
 from captum_transformer_attr.ops.attention import Attention
+from captum_transformer_attr.recording.node import Node
 from captum_transformer_attr.recording.outputs import OutputChoice
 from captum_transformer_attr.recording.session import Recording
 
@@ -24,9 +26,9 @@ AVERAGES = ("row", "map")
 class AttentionGradCam(SingleLayerAttribution):
     """The read-out row of (E_h[w_h A_h])⁺, where w_h is a mean of ∇A_h.
 
-    The two published variants differ in that mean. ``"row"`` (vision): over the read-out row, its own column (the class
-    token) left out. ``"map"`` (text): over the whole map. Keys that the mask hides take no part in either. The
-    published code stretches the result to 0..1.
+    The two published variants differ in that mean. ``"row"`` (vision): over the patch columns of the read-out row, that
+    is without its own column and those of learned tokens (class and distillation token, registers). ``"map"`` (text):
+    over the whole map. Keys that the mask hides take no part in either. The published code stretches the result to 0..1.
 
     Args:
         model: any module built on softmax attention; used as it is and left as found.
@@ -50,14 +52,38 @@ class AttentionGradCam(SingleLayerAttribution):
         probability = node.probabilities(rows)
         if self.average == "row":
             visible = (probability > 0) & ~own_column(probability, rows, node.map_shape)
+            visible &= maps.given[node][..., None, :]
             return probability * mean_where(visible, maps.gradient(node, rows), (-1,))
         return probability * map_mean(maps, node)
+
+    def roll_out(
+        self, recording: Recording, maps: Maps, leaves: list[Tensor], watched: Collection[Node]
+    ) -> tuple[Passed, Passed]:
+        if self.average == "row":
+            maps.given = {n: given_keys(recording, n) for active in self.active_sets(recording) for n in active}
+        return super().roll_out(recording, maps, leaves, watched)
 
     def score(self, recording: Recording, delta: bool) -> Scored:
         scored = super().score(recording, delta)
         return Scored(
             {name: replace(t, scores=t.scores.clamp(min=0)) for name, t in scored.tokens.items()}, scored.delta
         )
+
+
+def given_keys(recording: Recording, node: Attention) -> Tensor:
+    """Which keys hold tokens of an input and not learned ones, ``(..., heads, keys)``; all, if the trunk leads nowhere.
+
+    What scores bring to the inputs along the trunk is linear in them: the gradient tells which of them arrive.
+    """
+    probe = torch.zeros(node.value.shape[:-1], dtype=node.value.dtype, device=node.value.device, requires_grad=True)
+    output = recording.recorder.captured[node]
+    leaves = list(recording.inputs.leaves.values())
+    found = recording.relay(TrunkFlow({node: probe}), [output], [torch.zeros_like(output)], leaves, create_graph=True)
+    arrived = sum(r.sum() for r in found if r is not None)
+    given = torch.zeros_like(probe, dtype=torch.bool)
+    if isinstance(arrived, Tensor) and arrived.requires_grad:
+        given = torch.autograd.grad(arrived, probe)[0] != 0
+    return given | ~given.any()
 
 
 def own_column(probability: Tensor, rows: slice, map_shape: tuple[int, ...]) -> Tensor:

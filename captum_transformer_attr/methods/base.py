@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from captum_transformer_attr.errors import InputError, UnsupportedModelError
 from captum_transformer_attr.recording.inputs import Inputs, parse
+from captum_transformer_attr.recording.mismatch import refuse_mismatch
 from captum_transformer_attr.recording.node import LayoutLostError
 from captum_transformer_attr.recording.outputs import OutputChoice
-from captum_transformer_attr.recording.session import Recording, recorded
+from captum_transformer_attr.recording.session import ONE_AT_A_TIME, Recording, recorded
 from captum_transformer_attr.recording.tap import Tap
 from captum_transformer_attr.recording.targets import target_of
 
@@ -33,6 +34,7 @@ class TransformerAttribution(GradientAttribution):  # type: ignore[misc]
     """
 
     def __init__(self, model: nn.Module | Callable[..., Any], output: OutputChoice = None) -> None:
+        check_model(model)
         GradientAttribution.__init__(self, model)
         self.output = output
         self.tap: Tap | None = None
@@ -107,13 +109,39 @@ class TransformerAttribution(GradientAttribution):  # type: ignore[misc]
         known = self._verified
         if isinstance(self.forward_func, nn.Module):
             known = VERIFIED.setdefault(self.forward_func, known)
-        with recorded(self.forward_func, inputs, self.output, known, self._constants, self.tap) as recording:
-            self.choose(recording, target)
-            return compute(recording)
+        try:
+            with (
+                ONE_AT_A_TIME,
+                recorded(self.forward_func, inputs, self.output, known, self._constants, self.tap) as recording,
+            ):
+                self.choose(recording, target)
+                return compute(recording)
+        except RuntimeError as error:
+            refuse_mismatch(self.forward_func, inputs, error)
+            raise
 
     def choose(self, recording: Recording, target: Any) -> None:
         """Select what is explained."""
         recording.select(target)
+
+
+def check_model(model: Any) -> None:
+    """
+    Raises:
+        InputError: for what cannot be called with inputs.
+    """
+    if isinstance(model, type) or not callable(model):
+        got = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+        raise InputError(f"model: expected a torch.nn.Module or a function around one, got {got}")
+
+
+def check_number(name: str, value: Any) -> None:
+    """
+    Raises:
+        InputError: if the option that counts attention calls is no whole number.
+    """
+    if not isinstance(value, int):
+        raise InputError(f"{name}={value!r}: expected a whole number")
 
 
 def check_interpolation(interpolate: str) -> None:

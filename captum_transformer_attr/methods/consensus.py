@@ -52,7 +52,9 @@ class ConsensusRelevance(TokenAttribution):
         self.layers = FullGradPlus(model, output=output)
 
     def once(self, inputs: Inputs, target: Any, compute: Callable[[Recording], Result]) -> Result:
-        # AttentionRelevance knows when it has to record again for the relations among learned queries.
+        # AttentionRelevance knows when it has to record again for the relations among learned queries. Captum's consumers exchange our
+        # forward function, not its.
+        self.attention.forward_func = self.forward_func
         return self.attention.once(inputs, target, compute)
 
     def score(self, recording: Recording, delta: bool) -> Scored:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -89,16 +90,13 @@ class LayerTransformerLRP(LayerGradientXActivation):  # type: ignore[misc]
             InputError: if a layer is not part of the model, or saw nothing that depends on the inputs.
         """
         single = isinstance(self.layer, nn.Module)
-        layers = [self.layer] if single else list(self.layer)
-        # LLMGradientAttribution and others exchange the forward function of a copy.
-        lrp = self.lrp
+        layers = layers_of(self.layer)
+        # Of this call alone: threads may share the object. LLMGradientAttribution and others exchange the forward function of a copy.
+        lrp = copy.copy(self.lrp)
         lrp.forward_func = self.forward_func
         given = parsed(inputs, additional_forward_args)
         lrp.tap = tap = Tap(self.forward_func, layers, attribute_to_layer_input)
-        try:
-            results = lrp.explain(given, target, lambda recording: self.compute(recording, tap), join_layers)
-        finally:
-            lrp.tap = None
+        results = lrp.explain(given, target, lambda recording: self.compute(recording, tap), join_layers)
         packed = [result[0] if len(result) == 1 else result for result in results]
         return packed[0] if single else packed
 
@@ -111,6 +109,19 @@ class LayerTransformerLRP(LayerGradientXActivation):  # type: ignore[misc]
         start = start_of(recording, signal, self.lrp.explained)
         result = iter(propagate(recording, signal, start, tensors, factors, False).relevance)
         return [tuple(finished(next(result)) for _ in group) for group in groups]
+
+
+def layers_of(layer: Any) -> list[nn.Module]:
+    """The layers as a list.
+
+    Raises:
+        InputError: for neither a module nor a list of some.
+    """
+    if isinstance(layer, nn.Module | str):  # a name is refused, with the way out, where layers are looked up
+        return [layer]  # type: ignore[list-item]
+    if isinstance(layer, list | tuple) and layer:
+        return list(layer)
+    raise InputError(f"layer: expected a module of the model or a list of them, got {layer!r}")
 
 
 def join_layers(results: list[Layers]) -> Layers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ from captum.attr._utils.attribution import GradientAttribution, NeuronAttributio
 from captum.log import log_usage
 from torch import nn
 
+from captum_transformer_attr.errors import TargetError
 from captum_transformer_attr.methods.base import finished, parsed
 from captum_transformer_attr.methods.transformer_lrp import TransformerLRP, join_explained
 from captum_transformer_attr.recording.session import Recording
@@ -80,14 +82,10 @@ class NeuronTransformerLRP(NeuronAttribution, GradientAttribution):  # type: ign
             InputError: if the layer is not part of the model, or saw nothing that depends on the inputs.
         """
         given = parsed(inputs, additional_forward_args)
-        self.lrp.forward_func = self.forward_func
-        self.lrp.tap = Tap(self.forward_func, [self.layer], attribute_to_neuron_input)
-        try:
-            explained = self.lrp.explain(
-                given, neuron_selector, lambda recording: self.lrp.compute(recording, False), join_explained
-            )
-        finally:
-            self.lrp.tap = None
+        lrp = copy.copy(self.lrp)  # of this call alone: threads may share the object
+        lrp.forward_func = self.forward_func
+        lrp.tap = Tap(self.forward_func, [self.layer], attribute_to_neuron_input)
+        explained = lrp.explain(given, neuron_selector, lambda recording: lrp.compute(recording, False), join_explained)
         return given.pack({name: finished(r, given.values[name]) for name, r in explained.relevance.items()})
 
 
@@ -99,5 +97,11 @@ class NeuronLRP(TransformerLRP):
         tensors = tuple(self.tap.of(0))
         # Selectors may compute: their operations are recorded like the model's.
         with recording.recorder, torch.enable_grad():
-            recording.output = _verify_select_neuron(tensors, target)
+            try:
+                recording.output = _verify_select_neuron(tensors, target)
+            except (AssertionError, IndexError, TypeError, ValueError) as error:
+                if callable(target):
+                    raise
+                shapes = ", ".join(str(tuple(t.shape)) for t in tensors)
+                raise TargetError(f"neuron_selector={target!r} does not fit the layer's {shapes}: {error}") from error
         recording.select(None)

@@ -42,7 +42,8 @@ class TokenStatisticsRelevance(TokenAttribution):
             ``"none"``: r ← r + r Ā, without statistics. A norm behind the attention (Swin-V2: R = I + diag(1/σ̂) Ā) or behind the residual sum
             (BERT: R = diag(1/σ̂)(I + Ā)) divides whatever passes it, for every side but ``"none"``.
         merging: a merged token's relevance goes to its children in ``"equal"`` shares or by ``"activation"`` size.
-        start: the read-out rows count ``"uniform"`` or by ``"gradient_x_activation"``: relu(Σ_c x ∂y/∂x) at the last residual.
+        start: the read-out rows count ``"uniform"`` or by ``"gradient_x_activation"``: relu(Σ_c x ∂y/∂x) at the last residual sum behind an
+            attention.
         start_layer: attention calls before this one count as identity.
         output: name or function that chooses the explained tensor of a structured output.
 

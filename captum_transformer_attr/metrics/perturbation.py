@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from captum_transformer_attr.errors import InputError
-from captum_transformer_attr.metrics._inputs import Forward, Inputs, Target, class_scores, class_targets
+from captum_transformer_attr.metrics._inputs import Forward, Inputs, Target, class_scores, class_targets, target_scores
 from captum_transformer_attr.metrics.accumulator import Accumulator, Bootstrap
 from captum_transformer_attr.metrics.pixels import PixelRemoval
 from captum_transformer_attr.metrics.ranking import ranks
@@ -127,10 +127,9 @@ def checked_fractions(fractions: Sequence[float]) -> Sequence[float]:
 
 def measured(scores: Tensor, target: Tensor, measure: OutputMeasure) -> Tensor:
     """(N,) what a measure says about (N, classes) scores."""
-    if measure == "accuracy":
-        return (scores.argmax(-1) == target).to(scores.dtype)
     values = {"probability": scores.softmax(-1), "sigmoid": scores.sigmoid()}.get(measure, scores)
-    return values.gather(1, target[:, None])[:, 0]
+    own = target_scores(values, target)
+    return (scores.argmax(-1) == target).to(scores.dtype) if measure == "accuracy" else own
 
 
 class PerturbationAUC(Accumulator):

@@ -220,17 +220,27 @@ def grid(layout: Layout | None, name: str) -> tuple[int, ...]:
     return tuple(sizes[label] for label in sorted(sizes))
 
 
+def is_map(layout: Layout | None) -> bool:
+    """Whether the last two axes hold the same tokens, as queries and keys."""
+    tokens = [{label for label in found if label not in (BATCH, FEATURE, MIXED)} for found in labels(layout)[-2:]]
+    return len(tokens) == 2 and bool(tokens[0] & tokens[1])
+
+
 def aligned(values: Tensor, source: Layout, target: Layout) -> Tensor | None:
-    """Per-token values with axes ``source`` (averaged over its feature factors), shaped to broadcast against a tensor with axes ``target``.
+    """Per-token values with axes ``source`` (averaged over its feature factors, and over mixed ones such as repeated heads that ``target`` lacks),
+    shaped to broadcast against a tensor with axes ``target``.
 
     None if the two do not hold the same tokens in a way that can be followed.
     """
     factors = [factor for factors in source for factor in factors]
     values = values.reshape([size for _, size in factors])
-    features = [i for i, (label, _) in enumerate(factors) if label == FEATURE]
+    asked = {factor for axis_factors in target for factor in axis_factors}
+    features = [
+        i for i, factor in enumerate(factors) if factor[0] == FEATURE or (factor[0] == MIXED and factor not in asked)
+    ]
     if features:
         values = values.mean(features)
-    have = [factor for factor in factors if factor[0] != FEATURE]
+    have = [factor for i, factor in enumerate(factors) if i not in features]
     want = [[factor for factor in factors if factor[0] != FEATURE] for factors in target]
     flat = [factor for axis_factors in want for factor in axis_factors]
     if len(set(flat)) != len(flat) or sorted(flat) != sorted(have):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import operator
 import sys
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -43,6 +44,7 @@ class Modules:
         self.roots = modules_of(function)
         self.named = [(path, module) for root in self.roots for path, module in root.named_modules()]
         refuse_compiled(self.named)
+        refuse_empty(self.named)
         found = (t for _, m in self.named for t in (*m._parameters.values(), *m._buffers.values()) if t is not None)
         self.tensors: list[Tensor] = list({id(t): t for t in found}.values())
 
@@ -141,6 +143,16 @@ def refuse_compiled(named: list[tuple[str, nn.Module]]) -> None:
             )
 
 
+def refuse_empty(named: list[tuple[str, nn.Module]]) -> None:
+    """Parameters on the meta device have no values."""
+    for path, module in named:
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter.is_meta:
+                raise UnsupportedModelError(
+                    f"parameter '{f'{path}.{name}'.lstrip('.')}' is on the meta device, where it holds no values; load the model's weights first"
+                )
+
+
 @contextlib.contextmanager
 def watched(modules: Modules, recorder: Recorder) -> Iterator[None]:
     """Hooks that tell the recorder which module runs, and that make modules with a registered rule atomic."""
@@ -148,14 +160,22 @@ def watched(modules: Modules, recorder: Recorder) -> Iterator[None]:
 
     paths = {id(module): path for path, module in modules.named}
     rules = {id(module): rule_for_module(module) for _, module in modules.named}
+    recording_thread = threading.get_ident()
+
+    def elsewhere() -> bool:
+        """The same model, run by another thread meanwhile."""
+        return threading.get_ident() != recording_thread
 
     def enter(module: nn.Module, args: Any) -> None:
-        recorder.module_stack.append(paths[id(module)])
+        if not elsewhere():
+            recorder.module_stack.append(paths[id(module)])
 
     def isolate(module: nn.Module, args: Any, kwargs: Any) -> Any:
-        return None if recorder.paused else recorder.begin_atomic(module, args, kwargs)
+        return None if recorder.paused or elsewhere() else recorder.begin_atomic(module, args, kwargs)
 
     def leave(module: nn.Module, args: Any, output: Any) -> Any:
+        if elsewhere():
+            return None
         path, rule = paths[id(module)], rules[id(module)]
         if rule is not None and recorder.atomic and recorder.atomic[-1].module is module:
             output = recorder.end_atomic(module, rule, output)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -93,12 +94,17 @@ class Recording:
         return [torch.zeros_like(t) if g is None else g for g, t in zip(grads, wrt, strict=True)]
 
     def relay(
-        self, signal: Signal, outputs: Sequence[Any], starts: Sequence[Tensor], wrt: Sequence[Any]
+        self,
+        signal: Signal,
+        outputs: Sequence[Any],
+        starts: Sequence[Tensor],
+        wrt: Sequence[Any],
+        create_graph: bool = False,
     ) -> tuple[Tensor | None, ...]:
         """Send a signal from anywhere in the graph (tensors or ``GradientEdge``); None where nothing arrived."""
         self.recorder.signal = signal
         try:
-            return torch.autograd.grad(outputs, wrt, starts, retain_graph=True, allow_unused=True)
+            return torch.autograd.grad(outputs, wrt, starts, True, create_graph, allow_unused=True)
         finally:
             self.recorder.signal = None
 
@@ -107,6 +113,10 @@ class Recording:
         tag = tag_of(tensor)
         assert tag is not None
         return tag
+
+
+ONE_AT_A_TIME = threading.RLock()
+"""Threads that share a model must hold this: a recording changes its mode, flags and hooks until it ends."""
 
 
 @contextlib.contextmanager

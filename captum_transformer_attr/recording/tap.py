@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -41,6 +42,7 @@ class Tap:
         """Hooks on the layers, inside the context only."""
         self.tensors.clear()
         self.handles.clear()
+        self.thread = threading.get_ident()
         hooks = []
         try:
             for position, layer in enumerate(self.layers):
@@ -69,6 +71,8 @@ class Tap:
     def keep(self, recorder: Recorder, position: int, values: Any) -> dict[int, Tensor]:
         """Remember the layer's recorded tensors; what the model goes on with are copies, by the id of what they
         replace."""
+        if threading.get_ident() != self.thread:  # the same model, run elsewhere meanwhile
+            return {}
         given = tensors_in((values,))
         tapped = [t for t in given if is_recorded(t)]
         fresh: dict[int, Tensor] = {}
@@ -136,4 +140,6 @@ def name_of(function: Any, layer: nn.Module) -> str:
         for path, module in root.named_modules():
             if module is layer:
                 return path
+    if isinstance(layer, str):
+        raise InputError(f"layer: expected a module, got a name; give model.get_submodule('{layer}')")
     raise InputError(f"layer: this {type(layer).__name__} is not part of the model")

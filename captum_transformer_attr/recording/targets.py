@@ -50,7 +50,7 @@ def select(output: Tensor, target: Any) -> Tensor:
     if selected.numel() != (shape[0] if shape else 1):
         raise TargetError(
             f"target={shown(target)}: selects {tuple(selected.shape[1:])} numbers per example of an output of shape "
-            f"{shape}; one is needed"
+            f"{shape}; one is needed" + (", give its class as target" if target is None else "")
         )
     return selected.reshape(-1)
 
