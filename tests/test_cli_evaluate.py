@@ -112,14 +112,31 @@ def test_finished_work_is_kept_for_the_next_call(data: Path, capsys: pytest.Capt
         (["BOXED", "--method", "Magic"], "method 'Magic' is unknown"),
         (["BOXED", "-o", "missing/result"], "cannot write missing/result.md"),
         (["digit-scenes", "-m", "vit_tiny_patch16_224"], "embedded or embedded-swin"),
+        (["digit-scenes", "somewhere"], "digit-scenes are drawn, not read"),
+        (
+            ["digit-scenes", "-m", "embedded-swin", "--count", "2", "--method", "AttCAT"],
+            "no method gives a result; AttCAT:",
+        ),
+        (["sst2", "EMPTY"], "empty.tsv holds no example"),
+        (["images", "DAMAGED", "-m", "VIT"], "none of 1 examples could be read"),
     ],
 )
 def test_failures_are_one_line_and_leave_nothing(
     data: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    (data / "empty.tsv").write_text("sentence\tlabel\n")
+    (data / "damaged").mkdir(exist_ok=True)
+    (data / "damaged" / "a.png").write_bytes(b"no picture")
+    (data / "damaged" / "labels.json").write_text('{"a.png": {"class_index": 0, "name": "cat"}}')
+    places = {
+        "DATA": data / "data",
+        "EMPTY": data / "empty.tsv",
+        "DAMAGED": data / "damaged",
+        "VIT": data / "vit.safetensors",
+    }
     given: list[Any] = []
     for argument in arguments:
-        given += boxed(data) if argument == "BOXED" else [data / "data" if argument == "DATA" else argument]
+        given += boxed(data) if argument == "BOXED" else [places.get(argument, argument)]
     if not any(option in arguments for option in ("--method", "BOXED")):
         given += ["--method", "Random"]
     assert evaluate(*given) == 1

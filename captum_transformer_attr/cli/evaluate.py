@@ -153,6 +153,8 @@ def run_evaluate(request: EvaluateRequest) -> None:
             advance=advance,
             seed=request.seed,
         )
+    if all(row.error for row in result.rows):
+        raise InputError(f"no method gives a result; {result.rows[0].method}: {result.rows[0].error}")
     about = circumstances(task.device)
     page = as_markdown([result], about, result.title)
     content = json.dumps(as_json([result], about), indent=1) + "\n"
@@ -179,6 +181,10 @@ def _task(request: EvaluateRequest) -> Task:
     if request.data == DIGITS:
         if request.model not in ("embedded", "embedded-swin"):
             raise InputError(f"{DIGITS} are explained by --model embedded or embedded-swin, not {request.model}")
+        if any(given is not None for given in (request.path, request.annotations, request.checkpoint)):
+            raise InputError(
+                f"{DIGITS} are drawn, not read, and bring their model: leave out path, annotations, weights"
+            )
         architecture = "vit" if request.model == "embedded" else "swin"
         chosen = _checked(metrics or ("pointing", "discriminativeness"), IMAGE_METRICS)
         task: Task = DigitTask(architecture, request.count, seed=request.seed, metrics=chosen)  # type: ignore[arg-type]
@@ -195,6 +201,8 @@ def _task(request: EvaluateRequest) -> Task:
         request.model, request.checkpoint, PreprocessingOptions(squash=True), class_count=request.class_count
     ).to(device, None)
     title = f"{loaded.name} on {request.data} ({request.path.name})"
+    if not len(reader):
+        raise InputError(f"data set {request.path} holds no example")
     indices = spread(len(reader), request.count)
     if request.data in IMAGES:
         if not isinstance(loaded, ImageModel):

@@ -40,7 +40,7 @@ class FileStore:
                     members = [member for member in archive.getmembers() if member.isfile()]
                     self._content = {m.name: archive.extractfile(m).read() for m in members}  # type: ignore[union-attr]
         except (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile) as error:
-            raise DatasetError(f"{self.path} is not a readable zip or tar archive: {error}") from error
+            raise DatasetError(f"{self.path} is not a readable zip or tar archive, and no folder") from error
 
     def names(self) -> list[str]:
         """All files, sorted, with forward slashes."""

@@ -31,7 +31,9 @@ class LabelledImages(Reader[ImageExample]):
         try:
             self._entries = [(str(name), int(entry["class_index"])) for name, entry in sorted(labels.items())]
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise DatasetError(f"{self.store.path / index} must map file names to class_index: {error!r}") from error
+            raise DatasetError(
+                f"{self.store.path / index} must map every file name to an object with an integer class_index"
+            ) from error
 
     def __len__(self) -> int:
         return len(self._entries)

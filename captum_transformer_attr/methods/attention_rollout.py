@@ -17,7 +17,8 @@ class AttentionRollout(TokenAttribution):
     """Attention maps multiplied from layer to layer (ACL 2020, eq. 1): rows of (E_h A + I) divided by their sums, then
     rolled out.
 
-    Says where information could have come from, whatever the class: of ``target`` only the read-out row matters.
+    Says where information could have come from, whatever the class: of ``target`` only the read-out row matters. What
+    its own token holds of it by residuals alone, 1/2 per layer, is taken out.
 
     Args:
         model: any module built on softmax attention; used as it is and left as found.
