@@ -73,7 +73,8 @@ def as_evaluated(function: Any) -> Iterator[Callable[[], None]]:
         for m, mode in training:
             m.training = mode
         for p, flag in parameters:
-            p.requires_grad_(flag)
+            with torch.inference_mode(p.is_inference()):  # where a model was made, its flags can be set
+                p.requires_grad_(flag)
 
 
 def put_back(module: nn.Module, values: dict[str, Any], contents: dict[str, Any]) -> None:
