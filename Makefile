@@ -6,7 +6,7 @@ PIP_FLAGS ?=
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint types unit install clean
+.PHONY: demo test lint format types unit install clean
 
 demo: $(INSTALLED)
 	$(BIN)/captum-transformer-attr demo
@@ -15,6 +15,10 @@ test: lint types unit
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(INSTALLED)
+	$(BIN)/ruff format .
 
 types: $(INSTALLED)
 	$(BIN)/mypy

@@ -1,9 +1,10 @@
-"""Share of the audit in an attribution: processor time of the walk over the recorded graph against that of the whole call.
+"""Share of the audit in an attribution: processor time of the walk over the recorded graph, and of the whole call.
 
     python -m benchmarks.audit_cost                     # ViT-B, batch 1 and 8, to docs/results/audit_cost.md
     python -m benchmarks.audit_cost --smoke             # a tiny ViT, printed only
 
-Also says what the checks of a first call cost: the plain forward that the recorded one is compared with, and one example alone.
+Also says what the checks of a first call cost: the plain forward that the recorded one is compared with, and one
+example alone.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import typer
 
 from captum_transformer_attr import TransformerRelevance
 from captum_transformer_attr.evaluation.machine import circumstances, described
+from captum_transformer_attr.output_files import write_texts
 from captum_transformer_attr.recording.audit import audit
 from captum_transformer_attr.recording.inputs import parse
 from captum_transformer_attr.recording.session import recorded
@@ -45,7 +47,7 @@ def measure(name: str, size: int, batch: int, repeat: int) -> dict[str, Any]:
     explainer = TransformerRelevance(model)
     whole = processor_seconds(lambda: explainer.attribute(pixels, target=1), repeat)
     first = processor_seconds(lambda: TransformerRelevance(model).attribute(pixels, target=1), max(1, repeat // 2))
-    with recorded(model, parse(pixels), verify=False) as recording:
+    with recorded(model, parse(pixels)) as recording:
         selected = recording.select(1)
         walk = processor_seconds(lambda: audit(selected), 20)
         nodes = len(recording.nodes)
@@ -64,7 +66,8 @@ def main(
     )
     lines = [
         "# What the audit costs\n",
-        "Processor time, medians. The audit walks the recorded graph of every call; a first call also runs the plain forward and one example alone.\n",
+        "Processor time, medians. The audit walks the recorded graph of every call; a first call also runs the plain"
+        " forward and one example alone.\n",
         "| case | operations | attribution (s) | audit (ms) | share of an attribution | first call / later calls |",
         "|---|---|---|---|---|---|",
     ]
@@ -77,9 +80,7 @@ def main(
     text = "\n".join([*lines, "", described(circumstances()), ""])
     typer.echo(text)
     if not smoke:
-        temporary = RESULT.with_suffix(".tmp")
-        temporary.write_text(text)
-        temporary.rename(RESULT)
+        write_texts({RESULT: text})
 
 
 if __name__ == "__main__":

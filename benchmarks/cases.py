@@ -1,13 +1,19 @@
-"""Models and methods of the speed and memory benchmarks: random weights, nothing is downloaded; on the GPU if there is one, there in bfloat16 too."""
+"""Models and methods of the speed and memory benchmarks.
+
+Random weights, nothing is downloaded; on the GPU if there is one, there in bfloat16 too.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
+import typer
 from captum.attr import InputXGradient, IntegratedGradients, LayerGradCam
 from torch import Tensor, nn
 
@@ -19,18 +25,25 @@ from captum_transformer_attr import (
     TransformerLRP,
     TransformerRelevance,
 )
+from captum_transformer_attr.output_files import write_texts
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @dataclass(frozen=True)
 class Case:
-    """One model and one batch. ``embed``: the token embedding, for Captum's methods that need floats. ``layer``: where Grad-CAM looks."""
+    """One model and one batch.
+
+    Attributes:
+        items: images or tokens per batch; ``unit`` says which.
+        embed: the token embedding, for Captum's methods that need floats.
+        layer: where Grad-CAM looks.
+    """
 
     model: nn.Module
     inputs: Any
     target: Any
-    items: int  # images or tokens per batch
+    items: int
     unit: str
     embed: nn.Module | None = None
     layer: nn.Module | None = None
@@ -103,6 +116,25 @@ CASES: dict[str, Callable[[], Case]] = {
     "tiny": partial(image_case, "test_vit", 2, 160),
 }
 STEPS = 50  # of Integrated Gradients
+
+
+def known_cases(names: Sequence[str]) -> list[str]:
+    """
+    Raises:
+        typer.BadParameter: for a name that no case has.
+    """
+    unknown = [name for name in names if name not in CASES]
+    if unknown:
+        raise typer.BadParameter(f"unknown case {unknown[0]!r}; known: {', '.join(CASES)}")
+    return list(names)
+
+
+def write_results(stem: Path, about: dict[str, Any], results: list[dict[str, Any]], page: str) -> None:
+    """``stem.json`` and ``stem.md``, both or none."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    data = json.dumps({"about": about, "results": results}, indent=1, default=str)
+    write_texts({stem.with_suffix(".json"): data, stem.with_suffix(".md"): page})
+
 
 Run = Callable[[], Any]
 

@@ -11,7 +11,6 @@ Candidates are compared on the even half of the examples; the odd half is report
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,15 +22,17 @@ import typer
 from rich.console import Console
 from torch import Tensor
 
+from benchmarks.data_folder import data_folder
 from benchmarks.faithfulness_tasks import TASKS, Options
 from captum_transformer_attr.comparison import element_scores, method
 from captum_transformer_attr.errors import TransformerAttributionError
-from captum_transformer_attr.evaluation import Batch, Task, circumstances
+from captum_transformer_attr.evaluation import Batch, Task
+from captum_transformer_attr.evaluation.machine import circumstances, described
 from captum_transformer_attr.evaluation.measures import Perturbation
-from captum_transformer_attr.evaluation.report import write_text
 from captum_transformer_attr.evaluation.run import autocast_forward
 from captum_transformer_attr.methods.consensus import shared_ranks
 from captum_transformer_attr.metrics import bootstrap, curve_area, perturbation_curve
+from captum_transformer_attr.output_files import write_texts
 
 SINGLES = {
     "AttentionRelevance": "AttentionRelevance",
@@ -181,19 +182,16 @@ def ahead_in_both(rows: dict[str, Any], name: str) -> bool:
 
 def markdown(found: dict[str, Any], about: dict[str, Any]) -> str:
     """The page."""
-    versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
     lines = [
         "# Combinations of token maps",
         "",
         *([NOTES.read_text().strip(), ""] if NOTES.is_file() else []),
-        f"`{about['command']}`",
+        described(about),
         "",
-        f"{about['machine']}; {versions}; commit {about['commit'] or 'unknown'}; {about['date']}.",
-        "",
-        "Perturbation AUC (positive ↓, negative ↑) of single methods and of their combinations, explaining the predicted class (the digits:"
-        " a digit of the scene). Candidates were compared on the even half; the odd half is the report. Δ is the paired difference to"
-        " the best single method of that direction and half, with a 95 % bootstrap interval. ✓: at least as good as every single method"
-        " in both directions.",
+        "Perturbation AUC (positive ↓, negative ↑) of single methods and of their combinations, explaining the"
+        " predicted class (the digits: a digit of the scene). Candidates were compared on the even half; the odd half"
+        " is the report. Δ is the paired difference to the best single method of that direction and half, with a 95 %"
+        " bootstrap interval. ✓: at least as good as every single method in both directions.",
     ]
     for halves in found.values():
         lines += ["", f"## {halves['title']}", ""]
@@ -236,7 +234,7 @@ def main(
         raise typer.BadParameter(f"no row {strange[0]}; rows: {'; '.join([*SINGLES, *CANDIDATES])}")
     if threads:
         torch.set_num_threads(threads)
-    data = Path(os.environ.get("CTA_DATA") or "../shared/data")
+    data = data_folder()
     stem = output / "combination.json"
     found = json.loads(stem.read_text())["tasks"] if stem.is_file() and not smoke else {}
     for name in tasks or COUNTS:
@@ -257,8 +255,8 @@ def main(
             halves[half] = {"examples": len(task.indices), "rows": table(curves)}
         found[name] = {"title": task.title, **halves, "refused": refused}
         about = circumstances()
-        write_text(stem, json.dumps({**about, "tasks": found}, indent=1) + "\n")
-        write_text(stem.with_suffix(".md"), markdown(found, about))
+        content = json.dumps({**about, "tasks": found}, indent=1) + "\n"
+        write_texts({stem: content, stem.with_suffix(".md"): markdown(found, about)})
         console.print(f"{name}: {time.perf_counter() - start:.0f} s, {stem.with_suffix('.md')}")
 
 

@@ -8,26 +8,26 @@ positions and class tokens. Half precision is compared with float32, on the same
 
 from __future__ import annotations
 
-import argparse
 import copy
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import typer
 from PIL import Image
 from torch import Tensor, nn
 
 import captum_transformer_attr as cta
+from benchmarks.data_folder import data_folder
 from benchmarks.language_models import sentences, stories
 from captum_transformer_attr.comparison.scores import rank_correlation
 from captum_transformer_attr.datasets import LabelledImages
-from captum_transformer_attr.evaluation import circumstances
+from captum_transformer_attr.evaluation.machine import circumstances, described
 from captum_transformer_attr.loading import PreprocessingOptions, load_model
+from captum_transformer_attr.output_files import check_writable, write_texts
 from captum_transformer_attr.recording.outputs import unwrap
-from captum_transformer_attr.visualization.files import check_writable, write_files
 
 RULES = ("cp", "libra", "attnlrp", "deep_taylor")
 CONSERVING = ("cp", "libra", "deep_taylor")
@@ -149,45 +149,45 @@ def scores_of(method: Any, inputs: dict[str, Tensor], target: Any) -> Tensor:
     return scores.flatten(1).float()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path(os.environ.get("CTA_DATA") or "../shared/data"))
-    parser.add_argument("--count", type=int, default=8, help="examples per model")
-    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
-    parser.add_argument("--out", type=Path, help="Markdown file to write")
-    arguments = parser.parse_args()
-    if arguments.out:
-        check_writable(arguments.out)
+def main(
+    data: Annotated[Path | None, typer.Option(help="Folder of models and data; default CTA_DATA.")] = None,
+    count: Annotated[int, typer.Option(min=1, help="Examples per model.")] = 8,
+    case: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(CASES)}; several allowed.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Markdown file to write.")] = None,
+) -> None:
+    """Measure, print, and write the tables."""
+    unknown = set(case or ()) - set(CASES)
+    if unknown:
+        raise typer.BadParameter(f"no case {min(unknown)!r}; known: {', '.join(CASES)}")
+    if out:
+        check_writable(out)
     torch.set_num_threads(1)
     sums, halves = [], []
-    for name in arguments.cases:
-        case = CASES[name](arguments.data, arguments.count)
-        sums += completeness(case)
-        halves += precision(case)
+    for name in case or CASES:
+        one = CASES[name](data or data_folder(), count)
+        sums += completeness(one)
+        halves += precision(one)
         print("\n".join(sums[-len(RULES) :] + halves[-len(HALF) * len(METHODS) :]), flush=True)
-    text = page(sums, halves, arguments.count)
-    if arguments.out:
-        write_files({arguments.out: lambda path: path.write_text(text, encoding="utf-8")})
+    text = page(sums, halves, count)
+    if out:
+        write_texts({out: text})
 
 
 def page(sums: list[str], halves: list[str], count: int) -> str:
     """Both tables as Markdown."""
-    how = circumstances()
-    versions = ", ".join(f"{name} {how['versions'][name]}" for name in ("python", "torch", "timm", "transformers"))
     lines = [
         "# Completeness and half precision",
         "",
-        f"`{how['command']}`",
-        "",
-        f"{how['machine']}; {versions}; commit {how['commit']}; {how['date']}.",
+        described(circumstances()),
         "",
         f"{count} examples per trained model, each explained for the model's own choice.",
         "",
         "## Does relevance add up?",
         "",
-        "float64. Sent: mean magnitude of what is sent back, the logit (`deep_taylor`: 1). Delta: largest difference between"
-        " that and what arrived. `attnlrp` conserves only where no bias and no softmax is on the way, so its delta"
-        " stands in parentheses. Shares are means over the examples of what arrived where, relative to what was sent.",
+        "float64. Sent: mean magnitude of what is sent back, the logit (`deep_taylor`: 1). Delta:"
+        " largest difference between that and what arrived. `attnlrp` conserves only where no bias and no softmax is on"
+        " the way, so its delta stands in parentheses. Shares are means over the examples of what arrived where,"
+        " relative to what was sent.",
         "",
         "| model | rules | sent | delta | inputs | positions, class token, token types | biases, norm shifts |",
         "|---|---|---|---|---|---|---|",
@@ -195,14 +195,16 @@ def page(sums: list[str], halves: list[str], count: int) -> str:
         "",
         "## Half precision",
         "",
-        "Token scores of the model in half precision: all finite; their largest difference, relative to the largest score,"
-        " from float32 with the same rounded weights and from float32 with the original weights; mean Spearman rank"
-        " correlation per example with the latter. A recorded half-precision model computes in float32, so only the"
-        " rounding of its weights and inputs remains. `deep_taylor`, as published, divides by signed products of queries and"
-        " keys, which come close to 0: on a ViT a change in the third digit of the weights changes its pixels' relevance"
-        " beyond recognition, and `TransformerRelevance`, which multiplies it by the gradient, by as much as shown.",
+        "Token scores of the model in half precision: all finite; their largest difference, relative to the largest"
+        " score, from float32 with the same rounded weights and from float32 with the original weights; mean Spearman"
+        " rank correlation per example with the latter. A recorded half-precision model computes in float32, so only"
+        " the rounding of its weights and inputs remains. `deep_taylor`, as published, divides by signed products of"
+        " queries and keys, which come close to 0: on a ViT a change in the third digit of the weights changes its"
+        " pixels' relevance beyond recognition, and `TransformerRelevance`, which multiplies it by the gradient, by as"
+        " much as shown.",
         "",
-        "| model | precision | method | finite | from the rounded weights | from the original weights | rank correlation |",
+        "| model | precision | method | finite | from the rounded weights | from the original weights |"
+        " rank correlation |",
         "|---|---|---|---|---|---|---|",
         *halves,
     ]
@@ -210,4 +212,4 @@ def page(sums: list[str], halves: list[str], count: int) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

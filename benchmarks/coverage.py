@@ -1,17 +1,19 @@
-"""Coverage table: every architecture of timm and transformers, built with random weights, attributed in float64 on a batch of two.
+"""Coverage table: every architecture of timm and transformers, with random weights, in float64, on a batch of two.
 
-    OMP_NUM_THREADS=1 python benchmarks/coverage.py                          # everything that was not run yet, then docs/coverage.md
-    OMP_NUM_THREADS=1 python benchmarks/coverage.py --sources timm --only "swin|levit" --again
+    OMP_NUM_THREADS=1 python -m benchmarks.coverage  # what was not run yet, then docs/coverage.md
+    OMP_NUM_THREADS=1 python -m benchmarks.coverage --sources timm --only "swin|levit" --again
 
-Nothing is downloaded. Results are kept in ``~/.cache/captum_transformer_attr/coverage-<source>.jsonl``, so an interrupted run goes on where it
-stopped; ``--again`` runs the selected architectures anew, ``--retry`` those that were not attributed, ``--stale`` those run with other engine files.
+Nothing is downloaded. Results are kept in ``~/.cache/captum_transformer_attr/coverage-<source>.jsonl``, so an
+interrupted run goes on where it stopped; ``--again`` runs the selected architectures anew, ``--retry`` those that were
+not attributed, ``--stale`` those run with other engine files.
 
 A source is a module ``coverage_<source>.py`` beside this file with a function ``cases()`` that yields
 ``(name, family, model, inputs, target)`` or ``(name, family, model, inputs, target, details)``:
-``model()`` builds a float64 model in evaluation mode whose weights are all away from degenerate initial values, ``inputs()`` returns what
-``attribute`` takes (a batch of two), ``target`` is Captum's, ``details`` is a dict of strings for the table: ``parameters``, ``input``, ``for``
-(architectures this one stands for), ``scope`` (why it is not counted as softmax attention over tokens). ``outside()``, optional, yields
-``(name, family, reason)`` for architectures that are listed and not run. ``coverage_check.py`` runs one case; ``coverage_table.py`` writes the table.
+``model()`` builds a float64 model in evaluation mode whose weights are all away from degenerate initial values,
+``inputs()`` returns what ``attribute`` takes (a batch of two), ``target`` is Captum's, ``details`` is a dict of strings
+for the table: ``parameters``, ``input``, ``for`` (architectures this one stands for), ``scope`` (why it is not counted
+as softmax attention over tokens). ``outside()``, optional, yields ``(name, family, reason)`` for architectures that are
+listed and not run. ``coverage_check.py`` runs one case; ``coverage_table.py`` writes the table.
 """
 
 from __future__ import annotations
@@ -27,12 +29,12 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from coverage_check import Row, check
-from coverage_table import digest_of, write_table
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 import captum_transformer_attr
+from benchmarks.coverage_check import Row, check
+from benchmarks.coverage_table import digest_of, write_table
 from captum_transformer_attr.methods.base import TransformerAttribution
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -100,7 +102,7 @@ def main(
     for source in sources.split(","):
         done = load(source)
         todo: list[tuple[Any, str]] = []
-        for case in importlib.import_module(f"coverage_{source}").cases():
+        for case in importlib.import_module(f"benchmarks.coverage_{source}").cases():
             if not (pattern.search(case[0]) or pattern.search(case[1])):
                 continue
             for method in chosen:
@@ -112,7 +114,7 @@ def main(
         write_table(
             table,
             {
-                source: (importlib.import_module(f"coverage_{source}"), load(source))
+                source: (importlib.import_module(f"benchmarks.coverage_{source}"), load(source))
                 for source in ("timm", "transformers")
             },
         )

@@ -1,4 +1,4 @@
-"""One architecture, one attribution class: attributed or refused, and the numbers that tell whether the result can be trusted."""
+"""One architecture, one attribution class: attributed or refused, and the numbers that say whether to trust it."""
 
 from __future__ import annotations
 
@@ -28,9 +28,13 @@ RECTIFIED = ("AttentionGradCam",)  # their map is all zero where it has no posit
 class Row:
     """Result of one architecture under one class.
 
-    outcome: ``attributed``; ``refused`` (an error of this package, whose message is the reason); ``wrong`` (a number above its bound);
-    ``failed`` (any other exception). delta: largest convergence delta. batch: largest difference between an example in the batch and alone,
-    relative to its largest score. forward: largest difference of the recorded output, relative. seconds: one ``attribute`` of the batch.
+    Attributes:
+        outcome: ``attributed``; ``refused`` (an error of this package, whose message is the reason); ``wrong`` (a
+            number above its bound); ``failed`` (any other exception).
+        delta: largest convergence delta.
+        batch: largest difference between an example in the batch and alone, relative to its largest score.
+        forward: largest difference of the recorded output, relative.
+        seconds: one ``attribute`` of the batch.
     """
 
     name: str
@@ -107,7 +111,7 @@ def inspect(row: Row, model: Any, inputs: Any, target: Any) -> None:
 
 def look(row: Row, model: Any, given: Any, target: Any) -> None:
     """See ``inspect``."""
-    with recorded(model, given, verify=False) as recording:
+    with recorded(model, given) as recording:
         with torch.no_grad():
             args, kwargs = given.arguments(given.values)
             row.forward = relative(recording.output.detach(), unwrap(model(*args, **kwargs)))

@@ -16,7 +16,10 @@ EOS = 3
 
 
 def redrawn(model: nn.Module, seed: int = 0) -> nn.Module:
-    """The model in float64 and evaluation mode with every parameter drawn anew: matrices by their fan-in, norms around 1, biases around 0."""
+    """The model in float64 and evaluation mode with every parameter drawn anew.
+
+    Matrices by their fan-in, norms around 1, biases around 0.
+    """
     generator = torch.Generator().manual_seed(seed)
     model = model.double().eval()
     with torch.no_grad():

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 import transformers as T
-from coverage_inputs import EOS, LONG, SHORT, VOCABULARY, Case, Inputs, pixels, redrawn, spectra, texts
 from torch import Tensor, nn
+
+from benchmarks.coverage_inputs import EOS, LONG, SHORT, VOCABULARY, Case, Inputs, pixels, redrawn, spectra, texts
 
 IMAGE_ID = VOCABULARY - 2  # stands in the text where the image's features go
 TEXT = {

@@ -1,4 +1,4 @@
-"""Writes the coverage table as Markdown: totals, what is refused and why, a line per family, every architecture folded away below it."""
+"""Writes the coverage table as Markdown: totals, refusals, a line per family, all architectures folded away below."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from coverage_check import BATCH, DELTA, FORWARD, Row
-
+from benchmarks.coverage_check import BATCH, DELTA, FORWARD, Row
 from captum_transformer_attr.evaluation.machine import circumstances
+from captum_transformer_attr.output_files import write_texts
 
 MAIN = "TransformerRelevance"
 ENGINE = ("recording", "ops", "rules", "flow", "methods")  # the parts of the package that decide a result
@@ -21,7 +21,17 @@ TARGETS = {
     "timm": "at least 97 % of the architectures whose mixing is softmax attention",
     "transformers": "at least 60 model types",
 }
-HEADER = "| architecture | result | delta | batch | forward | read-out | attentions | tokens | input | M par. | seconds |\n|---|---|---|---|---|---|---|---|---|---|---|\n"
+
+
+def header(*columns: str) -> str:
+    """The first two lines of a Markdown table."""
+    return "| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|\n"
+
+
+ARCHITECTURES = header(
+    *("architecture", "result", "delta", "batch", "forward", "read-out"),
+    *("attentions", "tokens", "input", "M par.", "seconds"),
+)
 
 
 def write_table(path: Path, sources: dict[str, tuple[Any, dict[tuple[str, str], Row]]]) -> None:
@@ -38,24 +48,26 @@ def write_table(path: Path, sources: dict[str, tuple[Any, dict[tuple[str, str], 
     parts += [section(source, selected[source], module) for source, (module, _) in sources.items()]
     parts.append(made_with([row for rows in selected.values() for row in rows]))
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("\n".join(parts))
-    temporary.rename(path)
+    write_texts({path: "\n".join(parts)})
 
 
 INTRODUCTION = """# Coverage
 
-Which architectures `TransformerRelevance` explains, found by running all of them: random weights that hide no mistake, nothing downloaded, the smallest
-input each accepts, float64, a batch of two. Written by `python benchmarks/coverage.py`.
+Which architectures `TransformerRelevance` explains, found by running all of them: random weights that hide no mistake,
+nothing downloaded, the smallest input each accepts, float64, a batch of two. Written by
+`python -m benchmarks.coverage`.
 
-- *attributed*: delta ≤ {delta:.0e}, batch ≤ {batch:.0e} and forward ≤ {forward:.0e}, scores finite and not all zero. *wrong*: a number above its bound.
+- *attributed*: delta ≤ {delta:.0e}, batch ≤ {batch:.0e} and forward ≤ {forward:.0e}, scores finite and not all zero.
+  *wrong*: a number above its bound.
 - *refused*: an error that names the operation or the module, and no result. Refusals count against the share.
-- *delta*: relevance that is not accounted for, of 1. *batch*: largest difference between an example in the batch and alone, relative to its largest
-  score. *forward*: recorded output against the plain one, relative to the largest output.
-- *read-out*: query rows of the last attention that the explained output reads. *attentions*: attention calls on the way. *tokens*: the grid that is
-  explained. *seconds*: one `attribute` of the batch with its delta, on one thread of a machine that had other work to do.
-- *for*: architectures over 100 million parameters of the same modules and operations, of which the row is the smallest. *2 blocks*: a larger architecture
-  without a smaller relative, run at its width with two blocks.
+- *delta*: relevance that is not accounted for, of 1. *batch*: largest difference between an example in the batch and
+  alone, relative to its largest score. *forward*: recorded output against the plain one, relative to the largest
+  output.
+- *read-out*: query rows of the last attention that the explained output reads. *attentions*: attention calls on the
+  way. *tokens*: the grid that is explained. *seconds*: one `attribute` of the batch with its delta, on one thread of a
+  machine that had other work to do.
+- *for*: architectures over 100 million parameters of the same modules and operations, of which the row is the smallest.
+  *2 blocks*: a larger architecture without a smaller relative, run at its width with two blocks.
 """
 
 
@@ -71,9 +83,7 @@ def share(rows: list[Row]) -> str:
 
 def totals(selected: dict[str, list[Row]], missing: dict[str, list[str]]) -> str:
     """One line per source."""
-    text = [
-        "| source | attributed | refused by name | wrong | failed | not run | target |\n|---|---|---|---|---|---|---|\n"
-    ]
+    text = [header("source", "attributed", "refused by name", "wrong", "failed", "not run", "target")]
     for source, rows in selected.items():
         counted = counted_of(rows)
         outcomes = Counter(row.outcome for row in counted)
@@ -83,7 +93,7 @@ def totals(selected: dict[str, list[Row]], missing: dict[str, list[str]]) -> str
 
 
 def attributed(counted: list[Row]) -> str:
-    """The share; where an architecture runs with several attention implementations also how many do with all of them."""
+    """The share; of architectures with several attention implementations also how many do with all of them."""
     kinds: dict[str, list[Row]] = defaultdict(list)
     for row in counted:
         kinds[row.name.split(" [")[0]].append(row)
@@ -94,27 +104,24 @@ def attributed(counted: list[Row]) -> str:
 
 
 def section(source: str, rows: list[Row], module: Any) -> str:
-    """What is refused, a line per family, then every architecture, what the other classes refuse, and what is out of scope."""
+    """Refusals, a line per family, every architecture, what the other classes refuse, and what is out of scope."""
     counted = counted_of(rows)
     apart = [row for row in rows if row.method == MAIN and row.details.get("scope")]
     text = [f"## {source}\n\n{attributed(counted)} attributed.\n"]
     rest = sorted((row for row in counted if row.outcome != "attributed"), key=lambda row: (row.outcome, row.name))
     if rest:
-        text.append("\n### Not attributed\n\n| architecture | family | result |\n|---|---|---|\n")
+        text.append("\n### Not attributed\n\n" + header("architecture", "family", "result"))
         text += [f"| {row.name} | {row.family} | {cell(row)} |\n" for row in rest]
     families: dict[str, list[Row]] = defaultdict(list)
     for row in counted:
         families[row.family].append(row)
-    text.append(
-        "\n### Families\n\n| family | attributed | largest delta | largest batch difference | largest forward difference |\n|---|---|---|---|---|\n"
-    )
+    differences = ("largest delta", "largest batch difference", "largest forward difference")
+    text.append("\n### Families\n\n" + header("family", "attributed", *differences))
     text += [summary(family, families[family]) for family in sorted(families)]
     text.append("\n### Every architecture\n")
     for family in sorted(families):
         lines = "".join(line(row) for row in sorted(families[family], key=lambda row: row.name))
-        text.append(
-            f"\n<details><summary>{family}: {share(families[family])}</summary>\n\n{HEADER}{lines}\n</details>\n"
-        )
+        text.append("\n" + folded(f"{family}: {share(families[family])}", ARCHITECTURES + lines))
     text.append(other_methods(rows, {row.name for row in counted}))
     if apart:
         table = "".join(
@@ -122,8 +129,8 @@ def section(source: str, rows: list[Row], module: Any) -> str:
             for row in sorted(apart, key=lambda row: row.name)
         )
         text.append(
-            f"\n### Softmax, but no attention over tokens\n\nNot counted above.\n\n<details><summary>{len(apart)} architectures</summary>\n\n"
-            f"| architecture | what it is | result |\n|---|---|---|\n{table}\n</details>\n"
+            "\n### Softmax, but no attention over tokens\n\nNot counted above.\n\n"
+            + folded(f"{len(apart)} architectures", header("architecture", "what it is", "result") + table)
         )
     text.append(outside(module))
     return "".join(text)
@@ -137,7 +144,12 @@ def outside(module: Any) -> str:
     if not listed:
         return ""
     lines = "".join(f"- {family}: {', '.join(names)}\n" for family, names in sorted(listed.items()))
-    return f"\n### No softmax at all\n\n<details><summary>{sum(map(len, listed.values()))} architectures, not run</summary>\n\n{lines}\n</details>\n"
+    return "\n### No softmax at all\n\n" + folded(f"{sum(map(len, listed.values()))} architectures, not run", lines)
+
+
+def folded(summary: str, content: str) -> str:
+    """Content that a reader opens by a click."""
+    return f"<details><summary>{summary}</summary>\n\n{content}\n</details>\n"
 
 
 def summary(family: str, rows: list[Row]) -> str:
@@ -177,9 +189,8 @@ def other_methods(rows: list[Row], counted: set[str]) -> str:
             by_method[row.method].append(row)
     if not by_method:
         return ""
-    text = [
-        "\n### Other classes\n\n| class | run | attributed | largest delta | largest batch difference | not attributed |\n|---|---|---|---|---|---|\n"
-    ]
+    columns = ("class", "run", "attributed", "largest delta", "largest batch difference", "not attributed")
+    text = ["\n### Other classes\n\n" + header(*columns)]
     for method, found in sorted(by_method.items()):
         good = [row for row in found if row.outcome == "attributed"]
         bad = "; ".join(f"{row.name}: {cell(row)}" for row in found if row.outcome != "attributed")
@@ -198,7 +209,8 @@ def made_with(rows: list[Row]) -> str:
     made = ", ".join(f"{known.get(engine, 'uncommitted')} ({count} rows)" for engine, count in engines.most_common())
     return (
         f"## Made with\n\n{where['machine']}; {versions}. Table written {where['date']} by `{where['command']}`.\n\n"
-        f"A row is made anew when a change of the engine touches its architecture (`--only`, `--again`; `--stale` makes all anew). "
+        "A row is made anew when a change of the engine touches its architecture (`--only`, `--again`; `--stale` makes"
+        " all anew). "
         f"Commits of the engine files that made the rows: {made}.\n"
     )
 

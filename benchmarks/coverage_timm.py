@@ -33,7 +33,7 @@ NOT_ATTENTION: tuple[tuple[str, str], ...] = (
     ("resnest", "convolutions; softmax over the splits of a channel"),
     ("sknet", "convolutions; softmax over two kernels"),
     ("efficientvim", "state-space mixer"),
-    ("mobilevitv2", "separable linear attention: one softmax pooling, no queries times keys"),
+    ("mobilevitv2", "separable linear attention: one softmax pooling per block, no queries times keys"),
     ("gcresne", "convolutions; global-context gates"),
     ("gc_efficientnet", "convolutions; global-context gates"),
     ("gcresnext", "convolutions; global-context gates"),

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import coverage_multimodal
 import torch
 import transformers
-from coverage_inputs import (
+from torch import nn
+
+from benchmarks import coverage_multimodal
+from benchmarks.coverage_inputs import (
     EOS,
     LONG,
     SHORT,
@@ -32,7 +34,6 @@ from coverage_inputs import (
     texts,
     waves,
 )
-from torch import nn
 
 
 class DoubleByDefault(nn.Module):

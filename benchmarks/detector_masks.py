@@ -15,9 +15,9 @@ from benchmarks.vqa_methods import detector_methods
 from captum_transformer_attr.comparison import Method, element_scores
 from captum_transformer_attr.detection import otsu_mask
 from captum_transformer_attr.digit_scenes import DigitScenes, make_scenes
-from captum_transformer_attr.evaluation.images import weight_sum
 from captum_transformer_attr.evaluation.run import Advance
 from captum_transformer_attr.evaluation.store import Progress, Store
+from captum_transformer_attr.evaluation.task import weight_sum
 from captum_transformer_attr.metrics import Estimate, MeanScore
 
 SEED = 20_000

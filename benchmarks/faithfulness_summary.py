@@ -18,7 +18,7 @@ from matplotlib import pyplot
 
 from captum_transformer_attr.comparison import method_names
 from captum_transformer_attr.comparison.captum_methods import CAPTUM_METHODS
-from captum_transformer_attr.evaluation.report import write_text
+from captum_transformer_attr.output_files import write_texts
 
 KEY_COLUMNS = (
     "positive, predicted",
@@ -149,7 +149,10 @@ def behind_controls(tables: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def figure(task: dict[str, Any], path: Path) -> None:
-    """Positive against negative perturbation, a point per method (circles: ours; the widest gap first in the legend), as a PNG."""
+    """Positive against negative perturbation as a PNG: a point per method, circles are ours.
+
+    The legend has the widest gap between the two first.
+    """
     fig, axes = pyplot.subplots(figsize=(8.6, 4.4), constrained_layout=True)
     measured = [(name, entry["metrics"]) for name, entry in task["methods"].items() if entry["metrics"]]
     measured = [(n, m) for n, m in measured if "(" not in n or "(rules=" in n]  # no variants of a method that is shown
@@ -215,7 +218,7 @@ def main(
     if headline in tables:
         figure(tables[headline], folder / "faithfulness.png")
         picture = "faithfulness.png"
-    write_text(folder / "faithfulness.md", page(tables, picture))
+    write_texts({folder / "faithfulness.md": page(tables, picture)})
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ class Options:
     max_length: int | None = None
 
     def indices(self, length: int, count: int) -> list[int]:
-        """Which examples of a data set; both halves in turn, so that a run over all goes on from one over the odd half."""
+        """Which examples of a data set; the odd half first, so that a run over all goes on from one over that half."""
         number = self.count or count
         if self.half != "all":
             return spread(length, number, self.half)
@@ -74,31 +74,32 @@ def _vit_boxes(options: Options) -> Task:
     return ImageTask("vit-boxes", "ViT-Tiny on Tiny ImageNet boxes", _vit(options), reader, metrics, indices)
 
 
-def _swin(options: Options) -> Task:
+def _swin_parts(options: Options) -> Any:
+    """The model and its held-out images."""
     folder = options.data / "swin_tinyimagenet20"
     model = load_model(str(folder / "model.safetensors"), None, PreprocessingOptions(squash=True))
-    reader = BoxedImages(folder / "validation_images.zip", folder / "validation.json")
+    return model, BoxedImages(folder / "validation_images.zip", folder / "validation.json")
+
+
+def _swin(options: Options) -> Task:
+    model, reader = _swin_parts(options)
     indices = options.indices(len(reader), 300)
-    return ImageTask("swin", "Swin on its held-out images", model, reader, STATISTICS, indices)  # type: ignore[arg-type]
+    return ImageTask("swin", "Swin on its held-out images", model, reader, STATISTICS, indices)
 
 
 def _swin_squares(options: Options) -> Task:
-    """Squares of 8 x 8 pixels: single pixels, and the model's own patches of 4 x 4, are noise that it has never seen."""
-    folder = options.data / "swin_tinyimagenet20"
-    model = load_model(str(folder / "model.safetensors"), None, PreprocessingOptions(squash=True))
-    reader = BoxedImages(folder / "validation_images.zip", folder / "validation.json")
+    """Squares of 8 x 8 pixels: single ones, and the model's patches of 4 x 4, are noise that it has never seen."""
+    model, reader = _swin_parts(options)
     title = "Swin on its held-out images, squares of 8 x 8 pixels removed"
     indices = options.indices(len(reader), 100)
-    return ImageTask("swin-squares", title, model, reader, ("perturbation-squares",), indices, square=8)  # type: ignore[arg-type]
+    return ImageTask("swin-squares", title, model, reader, ("perturbation-squares",), indices, square=8)
 
 
 STATISTICS = ("perturbation", "discriminativeness", "pointing", "corners")
 
 
 def _swin_statistics(options: Options) -> Task:
-    folder = options.data / "swin_tinyimagenet20"
-    model = load_model(str(folder / "model.safetensors"), None, PreprocessingOptions(squash=True))
-    reader = BoxedImages(folder / "validation_images.zip", folder / "validation.json")
+    model, reader = _swin_parts(options)
     return ImageTask(
         "swin-statistics",
         "Swin and layer-norm statistics",

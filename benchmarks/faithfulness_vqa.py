@@ -10,11 +10,10 @@ from torch import Tensor
 
 from benchmarks.trained_models.easy_vqa import GRID_SIZE, load_easy_vqa, shape_mask, shape_patches
 from benchmarks.trained_models.vqa_models import load_lxmert_vqa, load_visualbert_vqa
-from captum_transformer_attr.datasets import Skipped
 from captum_transformer_attr.evaluation import Batch, Measure, Task, spread
 from captum_transformer_attr.evaluation.batch import runner_up
-from captum_transformer_attr.evaluation.images import weight_sum
 from captum_transformer_attr.evaluation.measures import ORDERS, Perturbation, Pointing, entry_scores
+from captum_transformer_attr.evaluation.task import batched
 from captum_transformer_attr.metrics import TokenRemoval
 from captum_transformer_attr.recording.outputs import unwrap
 
@@ -82,13 +81,8 @@ class VqaTask(Task):
     def _region_maps(self, attributions: Any) -> Tensor:
         return entry_scores(attributions, self.regions).unflatten(1, (GRID_SIZE, GRID_SIZE))
 
-    @property
-    def skipped(self) -> list[Skipped]:
-        return []
-
     def batches(self, batch_size: int) -> Iterator[Batch]:
-        for start in range(0, len(self.indices), batch_size):
-            rows = list(self.indices[start : start + batch_size])
+        for rows in batched(self.indices, batch_size):
             images = self.data.images[self.data.image_indices[rows]]
             inputs = self.trained.inputs(images, [self.data.questions[row] for row in rows])
             inputs = {name: value.to(self.device) for name, value in inputs.items()}
@@ -99,6 +93,3 @@ class VqaTask(Task):
             targets = {"predicted": predicted, "label": label, "other": runner_up(logits, predicted)}
             masks = {"predicted": torch.stack([torch.from_numpy(shape_mask(image)) for image in images])}
             yield Batch([f"question {row}" for row in rows], inputs, logits, targets, masks).to(self.device)
-
-    def description(self) -> dict[str, Any]:
-        return {"task": self.name, "indices": self.indices, "weights": weight_sum(self.model)}

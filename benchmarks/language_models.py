@@ -11,24 +11,24 @@ A JSON file with every number is written beside the Markdown file.
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import typer
 from torch import Tensor, nn
 
 import captum_transformer_attr as cta
+from benchmarks.data_folder import data_folder
 from captum_transformer_attr.datasets import SstRationales
-from captum_transformer_attr.evaluation import circumstances
 from captum_transformer_attr.evaluation.language import sampled_prompts
+from captum_transformer_attr.evaluation.machine import circumstances, described
 from captum_transformer_attr.metrics.bootstrap import bootstrap
-from captum_transformer_attr.visualization.files import check_writable, write_files
+from captum_transformer_attr.output_files import check_writable, write_texts
 
 FRACTIONS = tuple(i / 10 for i in range(1, 10))
 ORDERS = ("MoRF", "LeRF")
@@ -213,45 +213,40 @@ def numbers(results: dict[str, tuple[Tensor, float]]) -> dict[str, Any]:
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path(os.environ.get("CTA_DATA") or "../shared/data"))
-    parser.add_argument("--count", type=int, default=200)
-    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
-    parser.add_argument("--out", type=Path, help="Markdown file to write")
-    arguments = parser.parse_args()
-    if arguments.out:
-        check_writable(arguments.out)
+def main(
+    data: Annotated[Path | None, typer.Option(help="Folder of models and data; default CTA_DATA.")] = None,
+    count: Annotated[int, typer.Option(min=1, help="Prompts and sentences.")] = 200,
+    task: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(TASKS)}; several allowed.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Markdown file to write; the JSON file stands beside it.")] = None,
+) -> None:
+    """Measure, print, and write the tables."""
+    unknown = set(task or ()) - set(TASKS)
+    if unknown:
+        raise typer.BadParameter(f"no task {min(unknown)!r}; known: {', '.join(TASKS)}")
+    if out:
+        check_writable(out)
     torch.set_num_threads(1)
     how = circumstances()
-    versions = ", ".join(f"{name} {how['versions'][name]}" for name in ("python", "torch", "transformers"))
     parts = [
         "# Removing tokens from language models",
         "",
-        f"`{how['command']}`",
-        "",
-        f"{how['machine']}; {versions}; commit {how['commit']}; {how['date']}.",
+        described(how),
         "",
         "Mean change of the explained logit (the model's own choice) while 10, 20, …, 90 % of the tokens are removed, "
         "the most relevant first (MoRF) or the least relevant first (LeRF).",
         "",
     ]
     tasks = {}
-    for name in arguments.tasks:
-        results = run(TASKS[name](arguments.data, arguments.count))
+    for name in task or TASKS:
+        results = run(TASKS[name](data or data_folder(), count))
         parts.append(table(name, results))
         tasks[name] = numbers(results)
     text = "\n".join(parts)
     print(text)
-    if arguments.out:
+    if out:
         page = json.dumps({**how, "fractions": FRACTIONS, "tasks": tasks}, indent=1) + "\n"
-        write_files(
-            {
-                arguments.out.with_suffix(".json"): lambda path: path.write_text(page, encoding="utf-8"),
-                arguments.out: lambda path: path.write_text(text, encoding="utf-8"),
-            }
-        )
+        write_texts({out.with_suffix(".json"): page, out: text})
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

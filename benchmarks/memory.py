@@ -1,4 +1,4 @@
-"""Peak memory above the weights, per method: CUDA's allocator peak, or on the CPU the resident peak of a process of its own.
+"""Peak memory above the weights, per method: CUDA's allocator, or on the CPU the resident peak of a process of its own.
 
 python -m benchmarks.memory                              # to docs/results/memory.md and .json
 python -m benchmarks.memory "Llama-125M 2048 tokens"
@@ -7,8 +7,6 @@ python -m benchmarks.memory --smoke
 
 from __future__ import annotations
 
-import json
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,7 +18,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from benchmarks.cases import CASES, DEVICE, Case, Run, ours, peers
+from benchmarks.cases import CASES, DEVICE, Case, Run, known_cases, ours, peers, write_results
 from captum_transformer_attr.evaluation.machine import circumstances, described
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
@@ -37,7 +35,7 @@ def peak(case_name: str, method: str) -> float:
 
 
 def compared(case: Case) -> dict[str, Run]:
-    """Methods by name; Integrated Gradients goes through its steps in batches, so that more than one batch of them does not need more."""
+    """Methods by name; Integrated Gradients goes through its steps in batches, so that more steps need no more."""
     return ours(case) | peers(case, steps=8)
 
 
@@ -48,19 +46,20 @@ def measured_peak(run: Callable[[], Any]) -> float:
         torch.cuda.reset_peak_memory_stats()
         run()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
-    before = resident()
+    Path("/proc/self/clear_refs").write_text("5")  # the kernel forgets the peak so far
+    before = resident("VmRSS")
     run()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
+    return resident("VmHWM") - before
 
 
-def resident() -> float:
-    """Resident memory now, MiB (Linux)."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() / 2**20
+def resident(entry: str) -> float:
+    """Resident memory of this process in MiB (Linux): ``"VmRSS"`` now, ``"VmHWM"`` at its peak."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(entry))
 
 
 def figure(name: str, case: Case, method: str) -> dict[str, Any]:
-    """One figure: CUDA's allocator can be reset and is read in this process; resident memory cannot, and wants a process of its own."""
+    """One figure: CUDA's allocator is read in this process; resident memory that was freed stays, and wants another."""
     if DEVICE.type != "cuda":
         return in_subprocess(name, method)
     run = case.forward if method == FORWARD else compared(case)[method]
@@ -114,10 +113,7 @@ def main(
     if one:
         print(peak((cases or ["tiny"])[0], one))
         return
-    names = ["tiny"] if smoke else cases or DEFAULT
-    unknown = [n for n in names if n not in CASES]
-    if unknown:
-        raise typer.BadParameter(f"unknown case {unknown[0]!r}; known: {', '.join(CASES)}")
+    names = ["tiny"] if smoke else known_cases(cases or DEFAULT)
     about = circumstances(DEVICE)
     results = []
     console = Console()
@@ -133,11 +129,7 @@ def main(
                 progress.console.print(f"{name} · {method}: {found[method]}")
             results.append({"case": name, "items": case.items, "unit": case.unit, "methods": found})
             if not smoke:
-                output.mkdir(parents=True, exist_ok=True)
-                (output / "memory.json").write_text(
-                    json.dumps({"about": about, "results": results}, indent=1, default=str)
-                )
-                (output / "memory.md").write_text(markdown(results, about))
+                write_results(output / "memory", about, results, markdown(results, about))
 
 
 if __name__ == "__main__":

@@ -4,24 +4,25 @@ lxt replaces methods of transformers process-wide, so it runs in another process
 another environment:
 
     python -m venv /tmp/lxt && /tmp/lxt/bin/pip install lxt "transformers==4.51.3"
-    python benchmarks/peers_lxt.py --peer-python /tmp/lxt/bin/python [--out docs/results/peers_lxt.md]
+    python -m benchmarks.peers_lxt --peer-python /tmp/lxt/bin/python [--out docs/results/peers_lxt.md]
 """
 
 from __future__ import annotations
 
-import argparse
-import pathlib
 import subprocess
 import tempfile
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import torch
 import transformers
+import typer
 
 from captum_transformer_attr import TransformerLRP
+from captum_transformer_attr.output_files import write_texts
 
-WORKER = pathlib.Path(__file__).with_name("peers_lxt_worker.py")
+WORKER = Path(__file__).with_name("peers_lxt_worker.py")
 COMMON = {"vocab_size": 97, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
 CONFIGS = {
     "llama": {
@@ -91,7 +92,7 @@ def compare(case: Case, peer_python: str) -> dict[str, Any]:
     target = (1,) if case.family == "bert" else (23, 5)
     ours = TransformerLRP(model, case.ours).attribute(ids, target=target[0] if len(target) == 1 else target)
     with tempfile.TemporaryDirectory() as folder:
-        job, result = pathlib.Path(folder, "job.pt"), pathlib.Path(folder, "result.pt")
+        job, result = Path(folder, "job.pt"), Path(folder, "result.pt")
         work = {
             "family": case.family,
             "class": CLASSES[case.family],
@@ -135,17 +136,17 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peer-python", required=True, help="Python of an environment with lxt")
-    parser.add_argument("--out", type=pathlib.Path, help="Markdown file to write")
-    arguments = parser.parse_args()
+def main(
+    peer_python: Annotated[str, typer.Option(help="Python of an environment with lxt.")],
+    out: Annotated[Path | None, typer.Option(help="Markdown file to write.")] = None,
+) -> None:
+    """Compare, print, and write the table."""
     torch.set_num_threads(1)
-    text = table([compare(case, arguments.peer_python) for case in CASES])
+    text = table([compare(case, peer_python) for case in CASES])
     print(text)
-    if arguments.out:
-        arguments.out.write_text(text)
+    if out:
+        write_texts({out: text})
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -1,21 +1,22 @@
 """ε, γ, z⁺ and z^B against ``zennit`` on plain convolutional and linear networks in float64 (``pip install zennit``).
 
-python benchmarks/peers_zennit.py [--out docs/results/peers_zennit.md]
+python -m benchmarks.peers_zennit [--out docs/results/peers_zennit.md]
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
-import pathlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import torch
+import typer
 from torch import Tensor, nn
 
 from captum_transformer_attr import Composite, TransformerLRP
+from captum_transformer_attr.output_files import write_texts
 from captum_transformer_attr.rules.linear_rules import Epsilon, Gamma, ZBox, ZPlus
 
 LOW, HIGH = -3.0, 3.0
@@ -125,16 +126,14 @@ def table() -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=pathlib.Path, help="Markdown file to write")
-    arguments = parser.parse_args()
+def main(out: Annotated[Path | None, typer.Option(help="Markdown file to write.")] = None) -> None:
+    """Compare, print, and write the table."""
     torch.set_num_threads(1)
     text = table()
     print(text)
-    if arguments.out:
-        arguments.out.write_text(text)
+    if out:
+        write_texts({out: text})
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -29,7 +29,7 @@ BATCHES = (1, 2, 4, 8, 16)
 
 
 def llama(tokens: int, batch: int) -> Case:
-    """A Llama-style model of 4 layers, width 256: small enough for every length, like the large ones in all that grows."""
+    """A Llama-style model of 4 layers, width 256: small enough for every length, and all that grows is there."""
     import transformers
 
     config = transformers.LlamaConfig(
@@ -64,7 +64,7 @@ def one(tokens: int, batch: int, method: str, repeat: int) -> dict[str, float]:
 
 
 def measured(tokens: int, batch: int, method: str, repeat: int) -> dict[str, float]:
-    """One point: on the CPU in a process of its own, because resident memory cannot be reset."""
+    """One point: on the CPU in a process of its own, because freed memory stays resident."""
     if DEVICE.type == "cuda":
         one(tokens, batch, method, 1)  # warm-up
         return one(tokens, batch, method, repeat)

@@ -1,17 +1,17 @@
 """Time of every method in multiples of the plain forward of the same model, in the same run.
 
-    python -m benchmarks.speed                                # every case the machine can hold, to docs/results/speed.md and .json
+    python -m benchmarks.speed                                # every case, to docs/results/speed.md and .json
     python -m benchmarks.speed "ViT-B batch 8" --repeat 5     # some cases
     python -m benchmarks.speed --smoke                        # the smallest case, once
 
-Repetitions are interleaved (forward, method 1, method 2, ..., forward, ...), after one warm-up; medians and the spread are reported.
-A method whose warm-up takes longer than a minute is counted with that one run; Integrated Gradients is left out where it would take longer than
-`--longest`. With CTA_LXT_PYTHON, a Python that has `lxt` (see peers_lxt.py), its AttnLRP is timed on BERT and Llama, against the forward of its own process.
+Repetitions are interleaved (forward, method 1, method 2, ..., forward, ...), after one warm-up; medians and the spread
+are reported. A method whose warm-up takes longer than a minute is counted with that one run; Integrated Gradients is
+left out where it would take longer than `--longest`. With CTA_LXT_PYTHON, a Python that has `lxt` (see peers_lxt.py),
+its AttnLRP is timed on BERT and Llama, against the forward of its own process.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import subprocess
@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from benchmarks.cases import CASES, DEVICE, STEPS, ours, peers
+from benchmarks.cases import CASES, DEVICE, STEPS, known_cases, ours, peers, write_results
 from captum_transformer_attr.evaluation.machine import circumstances, described
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
@@ -81,7 +81,7 @@ def measure(name: str, repeat: int, with_peers: bool, only: str, longest: float,
 
 
 def lxt_multiple(name: str, repeat: int) -> float | None:
-    """Multiple of the plain forward that AttnLRP of ``lxt`` takes in a process of its own; None where lxt has no patch for the model."""
+    """AttnLRP of ``lxt`` in a process of its own, as a multiple of the forward there; None where lxt has no patch."""
     family, tokens = name.split("-")[0].lower(), name.split()[1]
     if family not in ("bert", "llama") or "bf16" in name:
         return None
@@ -138,14 +138,15 @@ def main(
     output: Annotated[Path, typer.Option(help="folder of the results")] = RESULTS,
     longest: Annotated[float, typer.Option(help="seconds above which Integrated Gradients is left out")] = 240.0,
     threads: Annotated[int, typer.Option(help="CPU threads, 0 for torch's default")] = 0,
+    precision: Annotated[
+        str, typer.Option(help="of float32 products on a GPU, see torch.set_float32_matmul_precision")
+    ] = "highest",
 ) -> None:
     """Time every method on every case."""
+    torch.set_float32_matmul_precision(precision)
     if threads:
         torch.set_num_threads(threads)
-    names = ["tiny"] if smoke else cases or [n for n in CASES if n != "tiny"]
-    unknown = [n for n in names if n not in CASES]
-    if unknown:
-        raise typer.BadParameter(f"unknown case {unknown[0]!r}; known: {', '.join(CASES)}")
+    names = ["tiny"] if smoke else known_cases(cases or [n for n in CASES if n != "tiny"])
     console, results = Console(), []
     about = {**circumstances(DEVICE), "threads": torch.get_num_threads(), "repetitions": repeat}
     with Progress(console=console) as progress:
@@ -157,11 +158,7 @@ def main(
                 table.add_row(*row)
             progress.console.print(table)
             if not smoke:
-                output.mkdir(parents=True, exist_ok=True)
-                (output / "speed.json").write_text(
-                    json.dumps({"about": about, "results": results}, indent=1, default=str)
-                )
-                (output / "speed.md").write_text(markdown(results, about))
+                write_results(output / "speed", about, results, markdown(results, about))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,9 @@
-"""Runs inside an environment with ``lxt``: median time of its AttnLRP (gradient × embedding of the patched model) over that of the plain forward.
+"""Median time of lxt's AttnLRP (gradient × embedding of the patched model) over that of the plain forward.
 
-Usage: python speed_lxt_worker.py bert|llama TOKENS REPEAT THREADS; called by ``speed.py``. The forward is timed before lxt patches the process.
+Runs inside an environment with ``lxt``.
+
+Usage: python speed_lxt_worker.py bert|llama TOKENS REPEAT THREADS; called by ``speed.py``. The forward is timed before
+lxt patches the process.
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@ python -m benchmarks.swin_figure --count 20 --output /tmp/20.png   # more of the
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +18,7 @@ import typer
 from matplotlib import pyplot
 from PIL import Image
 
+from benchmarks.data_folder import data_folder
 from captum_transformer_attr import AttentionRollout, TokenStatisticsRelevance, TransformerRelevance
 from captum_transformer_attr.datasets import BoxedImages
 from captum_transformer_attr.loading import PreprocessingOptions, load_model
@@ -29,7 +29,7 @@ def main(
     output: Annotated[Path, typer.Option(help="PNG")] = Path(__file__).parent.parent / "docs" / "swin_statistics.png",
 ) -> None:
     """Draw pictures whose class the Swin gets right."""
-    folder = Path(os.environ.get("CTA_DATA") or "../shared/data") / "swin_tinyimagenet20"
+    folder = data_folder() / "swin_tinyimagenet20"
     if not folder.is_dir():
         raise typer.BadParameter(f"{folder} is not there (set CTA_DATA)")
     loaded = load_model(str(folder / "model.safetensors"), None, PreprocessingOptions(squash=True))

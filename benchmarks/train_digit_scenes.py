@@ -1,7 +1,7 @@
 """Train the tiny ViT and Swin that the package ships. About 10 minutes (ViT) and 50 minutes (Swin) on one core:
 
-OMP_NUM_THREADS=1 python benchmarks/train_digit_scenes.py --arch vit
-OMP_NUM_THREADS=1 python benchmarks/train_digit_scenes.py --arch swin
+OMP_NUM_THREADS=1 python -m benchmarks.train_digit_scenes --arch vit
+OMP_NUM_THREADS=1 python -m benchmarks.train_digit_scenes --arch swin
 """
 
 from __future__ import annotations
@@ -31,8 +31,12 @@ TEST_SEED, TEST_SCENES = 0, 2000
 class Recipe:
     """One one-cycle run on freshly drawn scenes; every scene is seen once.
 
-    kwargs: of ``digit_scenes.models.build``. images: scenes seen. first: seed of the first batch of scenes. token_weight: weight of the loss of
-    every patch token against the digits whose ink lies in it (token labelling), 0 for none.
+    Attributes:
+        kwargs: of ``digit_scenes.models.build``.
+        images: scenes seen.
+        first: seed of the first batch of scenes.
+        token_weight: weight of the loss of every patch token against the digits whose ink lies in it (token labelling),
+            0 for none.
     """
 
     kwargs: dict[str, Any]
@@ -49,7 +53,8 @@ class Recipe:
 
 
 RECIPES: dict[str, Recipe] = {
-    # Without a convolutional stem and labels for its tokens, a ViT does not learn these scenes in hours: nothing tells it where to look.
+    # Without a convolutional stem and labels for its tokens, a ViT does not learn these scenes in hours: nothing tells
+    # it where to look.
     "vit": Recipe(
         dict(
             img_size=64, patch_size=1, num_classes=10, embed_dim=64, depth=4, num_heads=4,

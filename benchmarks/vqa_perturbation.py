@@ -11,8 +11,6 @@ written by hand and kept.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,6 +28,7 @@ from captum_transformer_attr.evaluation import TaskResult, as_json, as_markdown,
 from captum_transformer_attr.evaluation.run import Advance
 from captum_transformer_attr.evaluation.store import Store
 from captum_transformer_attr.metrics import Estimate
+from captum_transformer_attr.output_files import write_texts
 
 TITLE = "Bi-modal explanations where the relevant region is known"
 NOTES = "## Reading the tables"
@@ -78,15 +77,6 @@ def notes(page: Path) -> str:
     return f"\n{heading}{rest}" if heading else ""
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write under a temporary name, then move into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=path.suffix, delete=False, encoding="utf-8") as file:
-        file.write(text)
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
-
-
 def main(
     count: Annotated[int, typer.Option(min=2, help="Questions per model; half as many that need the shape.")] = 200,
     scenes: Annotated[int, typer.Option(min=1, help="Scenes for the detector.")] = 40,
@@ -109,8 +99,13 @@ def main(
     facts = circumstances()
     detector = {"scenes": scenes, "seed": SEED, "methods": masks_as_json(masks)}
     page = as_markdown(results, facts, TITLE) + "\n" + "\n".join(mask_table(masks, scenes)) + "\n"
-    write_whole(output.with_suffix(".json"), json.dumps(as_json(results, facts) | {"masks": detector}, indent=1) + "\n")
-    write_whole(output.with_suffix(".md"), page + notes(output.with_suffix(".md")))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_texts(
+        {
+            output.with_suffix(".json"): json.dumps(as_json(results, facts) | {"masks": detector}, indent=1) + "\n",
+            output.with_suffix(".md"): page + notes(output.with_suffix(".md")),
+        }
+    )
 
 
 if __name__ == "__main__":

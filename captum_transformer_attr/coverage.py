@@ -1,4 +1,4 @@
-"""What the engine would do with a model: every operation between inputs and output, the rules that would carry a signal through it, and what would be refused."""
+"""What the engine would do with a model: its operations, the rules for them, and what would be refused."""
 
 from __future__ import annotations
 
@@ -31,10 +31,14 @@ NO_RULE = "refused"
 
 @dataclass(frozen=True)
 class CoverageRow:
-    """One kind of operation at one place of the model, numbered copies of a module (``blocks.0``, ``blocks.1``) taken together.
+    """One kind of operation at one place of the model; numbered copies of a module are taken together.
 
-    operation: what is computed. path: module path, ``*`` for the numbers of copies. rules: table → name of its rule, ``"refused"`` where there is none.
-    count: how often it runs. refused: why no attribution would be produced, empty for covered operations.
+    Attributes:
+        operation: what is computed.
+        path: module path, ``*`` for the numbers of copies (``blocks.0``, ``blocks.1``).
+        rules: table -> name of its rule, ``"refused"`` where there is none.
+        count: how often it runs.
+        refused: why no attribution would be produced, empty for covered operations.
     """
 
     operation: str
@@ -46,9 +50,12 @@ class CoverageRow:
 
 @dataclass(frozen=True)
 class Coverage:
-    """The table of a model. Printing it shows rows in execution order; ``bool(table)`` tells whether attributions can be produced.
+    """The table of a model, to be printed; ``bool(table)`` tells whether attributions can be produced.
 
-    rows: the operations a signal from the output passes. attentions: number of attention calls. refused: reasons, empty if none.
+    Attributes:
+        rows: the operations a signal from the output passes, in execution order.
+        attentions: number of attention calls.
+        refused: reasons, empty if none.
     """
 
     rows: tuple[CoverageRow, ...] = ()
@@ -87,7 +94,8 @@ def coverage(
 ) -> Coverage:
     """What an attribution of this model would do, and whether it would be refused.
 
-    Runs the model once, recorded, and tries the backward passes of ``TransformerRelevance``. The model is left as found.
+    Runs the model once, recorded, and tries the backward passes of ``TransformerRelevance``. The model is left as
+    found.
 
     Args:
         model, output: as in the attribution classes.
@@ -118,7 +126,7 @@ def coverage(
 
 def table_of(model: nn.Module | Callable[..., Any], given: Inputs, target: Any, output: OutputChoice) -> Coverage:
     """The table of one recorded forward."""
-    with ONE_AT_A_TIME, recorded(model, given, output) as recording:
+    with ONE_AT_A_TIME, recorded(model, given, output, verified=set()) as recording:
         rows = rows_of(recording.output)
         refused = tuple(row.refused for row in rows if row.refused)
         if not refused:

@@ -29,9 +29,13 @@ MASK_IOU = np.arange(20, 100, 5) / 100
 class Segmentation:
     """One detected object.
 
-    query: which of the detector's queries found it. label: its class. score: the detector's confidence.
-    box: left, top, right, bottom in pixels, None if the detector gives none. relevance: ``(h, w)`` over the encoder's
-    grid, the padding of the image cut off. mask: ``(H, W)`` bool over the image.
+    Attributes:
+        query: which of the detector's queries found it.
+        label: its class.
+        score: the detector's confidence.
+        box: left, top, right, bottom in pixels, None if the detector gives none.
+        relevance: ``(h, w)`` over the encoder's grid, the padding of the image cut off.
+        mask: ``(H, W)`` bool over the image.
     """
 
     query: int
@@ -176,7 +180,7 @@ def coco_results(
     image_ids: Sequence[int],
     category_ids: Mapping[int, int] | None = None,
 ) -> list[dict[str, Any]]:
-    """COCO's results format: one entry per object with run-length encoded mask, ready for ``COCO.loadRes`` and ``mask_average_precision``.
+    """COCO's results format: one entry per object with run-length encoded mask, ready for ``COCO.loadRes``.
 
     Args:
         segmentations: from ``segmentation_masks``.
@@ -208,8 +212,9 @@ def coco_results(
 
 
 def mask_average_precision(annotations: str | Path | Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> float:
-    """COCO's average precision of masks, averaged over IoU 0.2, 0.25, …, 0.95 (ICCV 2021, section 4.2: weak masks overlap
-    less than drawn ones, COCO's own protocol starts at 0.5).
+    """COCO's average precision of masks, averaged over IoU 0.2, 0.25, …, 0.95 (ICCV 2021, section 4.2).
+
+    Weak masks overlap less than drawn ones; COCO's own protocol starts at 0.5.
 
     Args:
         annotations: COCO's ``instances_*.json``, or its content.

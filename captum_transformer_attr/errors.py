@@ -8,7 +8,8 @@ class TransformerAttributionError(Exception):
 class UnsupportedOperationError(TransformerAttributionError):
     """The model computes something for which no rule is known, so no result is produced.
 
-    The message names the operation, the path of the module that ran it and the ``register_rule`` call that would supply a rule.
+    The message names the operation, the path of the module that ran it and the ``register_rule`` call that would supply
+    a rule.
     """
 
 
@@ -21,4 +22,7 @@ class InputError(TransformerAttributionError, ValueError):
 
 
 class TargetError(InputError, AssertionError, IndexError):
-    """``target`` does not fit the model's output. Also an AssertionError and an IndexError, which Captum raises for bad targets."""
+    """``target`` does not fit the model's output.
+
+    Also an AssertionError and an IndexError, which Captum raises for bad targets.
+    """

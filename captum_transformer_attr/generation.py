@@ -21,10 +21,13 @@ IDS, DECODER_IDS, MASK = "input_ids", "decoder_input_ids", "attention_mask"
 class GenerationScores:
     """Token scores of every explained position.
 
-    positions: ``(S,)``, where the explained tokens stand in ``generate``'s result. tokens: ``(N, S)``, the tokens.
-    scores: per explained input ``(N, S, …)``: prompt and generated prefix under ``input_ids`` (language models) or
-    ``decoder_input_ids`` ``(N, S, T)``, where what comes after the position is 0; the source under its own names.
-    explained: ``(N, S)``, False behind an example's end of sequence, where the scores are 0.
+    Attributes:
+        positions: ``(S,)``, where the explained tokens stand in ``generate``'s result.
+        tokens: ``(N, S)``, the tokens.
+        scores: per explained input ``(N, S, …)``: prompt and generated prefix under ``input_ids`` (language models) or
+            ``decoder_input_ids`` ``(N, S, T)``, where what comes after the position is 0; the source under its own
+            names.
+        explained: ``(N, S)``, False behind an example's end of sequence, where the scores are 0.
     """
 
     positions: Tensor

@@ -19,8 +19,10 @@ from captum_transformer_attr.recording.outputs import unwrap
 class PairScores:
     """What links every image with every text.
 
-    logits: ``(images, texts)``, the model's similarities. image: ``(images, texts, h, w)``, the patches of an image
-    that speak for a text. text: ``(images, texts, T)``, the tokens of a text that speak for an image.
+    Attributes:
+        logits: ``(images, texts)``, the model's similarities.
+        image: ``(images, texts, h, w)``, the patches of an image that speak for a text.
+        text: ``(images, texts, T)``, the tokens of a text that speak for an image.
     """
 
     logits: Tensor

@@ -1,4 +1,4 @@
-"""TransformerRelevance of Chefer, Gur and Wolf (CVPR 2021) for one example, written out with plain formulas and whole matrices, no engine.
+"""TransformerRelevance (Chefer, Gur and Wolf, CVPR 2021) of one example, in plain formulas and whole matrices.
 
 A model is a list of ``Layer``: what home-made and library encoders are held against.
 """
@@ -86,7 +86,7 @@ def backward(layer, k, r):
 
 
 def transformer_relevance(layers, x, read, head, target, final=None):
-    """The read-out row(s) of (Ā_L + I) ··· (Ā_1 + I) − I, ``(N,)``, and the relevance that reached the tokens ``x`` ``(N, C)``.
+    """The read-out row(s) of (Ā_L + I) ··· (Ā_1 + I) − I, and the relevance that reached the tokens.
 
     read: a row, or ``"mean"``. head: ``(W, b)`` of the classifier. final: weights of a last norm over every token.
     """
@@ -97,7 +97,8 @@ def transformer_relevance(layers, x, read, head, target, final=None):
         y, k = forward(layer, y)
         kept.append(k)
     z = y if final is None else norm(y, final)
-    weights = torch.full((len(x),), 1 / len(x), dtype=x.dtype) if read == "mean" else F.one_hot(torch.tensor(read), len(x)).to(x)  # fmt: skip
+    tokens = torch.eye(len(x)).to(x)
+    weights = tokens.mean(0) if read == "mean" else tokens[read]
     pooled = weights @ z
     logit = F.linear(pooled, *head)[target]
     maps = [k["map"] for k in kept]

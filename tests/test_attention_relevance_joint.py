@@ -1,11 +1,12 @@
 """VisualBERT, CLIP, LXMERT and DETR: the schedule against one written out by hand, the scores of a batch against the
-rules computed in float64 from the eager attentions of every example alone (beside the goldens of the published code)."""
+rules computed in float64 from the eager attentions of every example alone (beside the goldens of the published code).
+"""
 
 import pytest
 import torch
 import transformers as T
 from hand_rules import Relations, averaged, eager_maps
-from test_attention_relevance_models import (
+from small_hf_models import (
     FLOAT32_SOFTMAX,
     SEQ2SEQ,
     TEXT,

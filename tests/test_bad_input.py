@@ -7,8 +7,14 @@ from tiny_models import TinyText, TinyViT, randomise
 from torch import nn
 
 from captum_transformer_attr import (
+    AttentionRelevance,
+    Composite,
     InputError,
+    LayerTransformerLRP,
+    NeuronTransformerLRP,
+    RawAttention,
     TargetError,
+    TransformerLRP,
     TransformerRelevance,
     UnsupportedModelError,
     UnsupportedOperationError,
@@ -112,6 +118,79 @@ def test_all_tokens_masked():
     model = transformers.BertForSequenceClassification(config)
     inputs = {"input_ids": torch.randint(0, 30, (2, 4)), "attention_mask": torch.tensor([[1, 1, 1, 1], [0, 0, 0, 0]])}
     refused(model, InputError, "'attention_mask' masks every token of example 1", inputs)
+
+
+@pytest.mark.parametrize(
+    "inputs, message",
+    [
+        (IMAGES.numpy(), "got ndarray; use torch.as_tensor"),
+        (IMAGES.double(), r"is torch.float64, the model's parameters are torch.float32; convert it with \.to\("),
+        (IMAGES.half(), "is torch.float16, the model's parameters are torch.float32"),
+        (IMAGES.long(), "is torch.int64: token ids must be torch.int64, everything else torch.float32"),
+        (IMAGES > 0, "is torch.bool"),
+        (IMAGES.to("meta"), "is on the meta device"),
+        (IMAGES.to_sparse(), "is sparse or nested; give a dense"),
+        ({0: IMAGES}, "the keys of a mapping are names of arguments, got 0"),
+        ({"x": IMAGES.tolist()}, "'x' is a list, not a Tensor"),
+        ({"x": IMAGES.numpy()}, "'x' is a ndarray, not a Tensor"),
+    ],
+)
+def test_wrong_tensors(inputs, message):
+    refused(randomise(TinyViT()), InputError, message, inputs)
+
+
+def test_short_token_ids():
+    refused(randomise(TinyText()), InputError, "token ids must be torch.int64", torch.ones(1, 3).short(), (0, 1))
+
+
+def test_models_without_values():
+    refused(TinyViT().to("meta"), UnsupportedModelError, "parameter 'cls' is on the meta device")
+
+
+@pytest.mark.parametrize(
+    "model, got", [(None, "NoneType"), ("vit", "str"), ([TinyViT()], "list"), (TinyViT, "class TinyViT")]
+)
+def test_what_is_no_model(model, got):
+    for method in (TransformerRelevance, lambda m: LayerTransformerLRP(m, nn.Linear(1, 1))):
+        with pytest.raises(InputError, match=f"model: expected a torch.nn.Module .* got (the )?{got}"):
+            method(model)
+
+
+@pytest.mark.parametrize(
+    "method, options, message",
+    [
+        (TransformerRelevance, {"start_layer": "a"}, "start_layer='a': expected a whole number"),
+        (TransformerRelevance, {"start_layer": None}, "start_layer=None"),
+        (AttentionRelevance, {"start_layer": [1]}, r"start_layer=\[1\]"),
+        (AttentionRelevance, {"start_layer": {"x": 0.5}}, r"start_layer\['x'\]=0.5"),
+        (RawAttention, {"layer": "x"}, "layer='x'"),
+        (TransformerLRP, {"composite": 3}, "composite: expected a name or a Composite, got int"),
+        (TransformerLRP, {"composite": Composite(linear="epsilon")}, "composite: expected rules .* got 'epsilon'"),
+    ],
+)
+def test_wrong_options(method, options, message):
+    with pytest.raises(InputError, match=message):
+        method(randomise(TinyViT()), **options)
+
+
+@pytest.mark.parametrize(
+    "layer, message", [("norm", r"model\.get_submodule\('norm'\)"), (None, "got None"), ([], r"got \[\]")]
+)
+def test_what_is_no_layer(layer, message):
+    model = randomise(TinyViT())
+    before = snapshot(model)
+    with pytest.raises(InputError, match=f"layer: expected.*{message}"):
+        LayerTransformerLRP(model, layer).attribute(IMAGES, 0)
+    assert snapshot(model) == before
+
+
+@pytest.mark.parametrize("selector", [(0, 99), (99,), "a", None, 1.5])
+def test_neurons_that_do_not_exist(selector):
+    model = randomise(TinyViT())
+    before = snapshot(model)
+    with pytest.raises(TargetError, match=r"neuron_selector=.* does not fit the layer's \(2, 5, 16\)"):
+        NeuronTransformerLRP(model, model.blocks[0]).attribute(IMAGES, selector)
+    assert snapshot(model) == before
 
 
 def test_unequal_batches():

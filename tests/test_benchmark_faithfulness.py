@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
 import typer
 
 from benchmarks import faithfulness
+from benchmarks.data_folder import data_folder
 from benchmarks.faithfulness_tasks import TASKS
 
-DATA = Path(os.environ.get("CTA_DATA") or "../shared/data")
+DATA = data_folder()
 
 
 def missing(name: str) -> str:

@@ -1,12 +1,11 @@
 """Smoke runs of the benchmarks on language models: they measure, and their pages hold every method."""
 
-import os
-from pathlib import Path
-
 import pytest
 import torch
 
-DATA = Path(os.environ.get("CTA_DATA") or Path(__file__).parents[2] / "shared" / "data")
+from benchmarks.data_folder import data_folder
+
+DATA = data_folder()
 pytestmark = pytest.mark.skipif(not (DATA / "stories260k").is_dir(), reason=f"{DATA / 'stories260k'} is not there")
 
 

@@ -16,9 +16,18 @@ IMAGES = torch.randn(4, 3, 8, 8)
 IDS = torch.randint(0, 20, (4, 5))
 LEFT, RIGHT = torch.randn(4, 3, 5), torch.randn(4, 2, 7)
 
-TOKEN_LEVEL = [getattr(cta, name) for name in ("TransformerRelevance", "AttentionRelevance", "TokenStatisticsRelevance", "AttentionRollout",
-               "RawAttention", "AttentionGradCam", "PartialLRP", "RelevanceRollout", "ConsensusRelevance") if hasattr(cta, name)]  # fmt: skip
-INPUT_LEVEL = [getattr(cta, name) for name in ("TransformerLRP",) if hasattr(cta, name)]
+TOKEN_LEVEL = [
+    cta.TransformerRelevance,
+    cta.AttentionRelevance,
+    cta.TokenStatisticsRelevance,
+    cta.AttentionRollout,
+    cta.RawAttention,
+    cta.AttentionGradCam,
+    cta.PartialLRP,
+    cta.RelevanceRollout,
+    cta.ConsensusRelevance,
+]
+INPUT_LEVEL = [cta.TransformerLRP]
 FLOATS = TOKEN_LEVEL + INPUT_LEVEL
 
 

@@ -187,7 +187,20 @@ def test_hostile_text_is_shown_as_text(folder: Path, capsys: pytest.CaptureFixtu
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["missing.png"], "image missing.png does not exist"),
+        (["missing.png"], "image 'missing.png' does not exist"),
+        ([""], "image '' does not exist"),
+        (["PHOTO", "-t", "1 > 1"], "target '1 > 1' is the difference of a class and itself"),
+        (["PHOTO", "--size", "9999999"], "more than 4096 pixels a side"),
+        (["PHOTO", "--mean", "nan"], "mean must be finite"),
+        (["PHOTO", "-m", "  "], "--model is empty"),
+        (["PHOTO", "-m", "embedded", "--num-classes", "3"], "the embedded model has 10 classes"),
+        (["PHOTO", "--png", "page", "--html", "./page"], "cannot write page: two outputs have this name"),
+        (["PHOTO", "--png", "PHOTO"], "it is one of the inputs; choose another name"),
+        (["PHOTO", "--png", "/dev/null"], "cannot write /dev/null: it is no regular file"),
+        (["PHOTO", "-m", "BERT"], "photo.png is not UTF-8 text; give a sentence or a text file"),
+        (["BERT", "-m", "BERT"], "is a folder; give a sentence or a text file"),
+        (["missing.txt", "-m", "BERT"], "text file missing.txt does not exist"),
+        (["a good film", "-m", "BERT", "--squash"], "go with models that read images"),
         (["PHOTO", "-t", "zebra"], "target 'zebra' is no class"),
         (["PHOTO", "-t", "3"], "target 3 is out of range: the model has 3 classes, 0 to 2"),
         (["PHOTO", "--method", "Magic"], "method 'Magic' is unknown"),
@@ -221,6 +234,12 @@ def test_failures_are_one_line_and_leave_nothing(
     assert list(Path().iterdir()) == []
 
 
+def test_labels_that_do_not_fit_the_model(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("two.txt").write_text("cat\ndog\n")
+    assert explain(folder / "photo.png", "-m", folder / "vit.safetensors", "--labels", "two.txt") == 1
+    assert "has 3 classes, but 2 class names; give theirs with --labels" in capsys.readouterr().err
+
+
 def test_a_failure_while_drawing_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(report: Any, path: Path) -> None:
         path.write_bytes(b"half a page")
@@ -243,6 +262,7 @@ def test_wrong_calls_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
         ["explain", "a.png", "--colour", "red"],
         ["explian"],
         ["explain", "a", "--top", "0"],
+        ["explain", "a", "--num-classes", "0"],
     ):
         assert run(arguments) == 2
         captured = capsys.readouterr()

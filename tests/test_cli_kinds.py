@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from captum_transformer_attr.cli.app import run
+from captum_transformer_attr.cli.kinds import detection
 from captum_transformer_attr.cli.kinds.detection import object_confidence
 from captum_transformer_attr.cli.kinds.language import token_index
 from captum_transformer_attr.loading import DetectionModel, LanguageModel, PairModel, load_model
@@ -241,6 +242,13 @@ def test_objects_are_queries_with_boxes(models: Path, explain: Callable[..., Any
     assert surest["classes"][0]["probability"] == pytest.approx(float(probabilities.max()), abs=1e-5)
 
 
+def test_summaries_count_the_confident_objects_alone() -> None:
+    unsure, sure = [0.2, 0.3], [0.1, 0.9]
+    assert detection._summary(torch.tensor([unsure, unsure])) == "no object found with more than 50% confidence"
+    assert detection._summary(torch.tensor([unsure, sure])) == "1 object found"
+    assert detection._summary(torch.tensor([sure, sure])) == "2 objects found"
+
+
 def test_confidence_with_and_without_a_nothing_class(models: Path) -> None:
     loaded = load_model(str(models / "detector"))
     assert isinstance(loaded, DetectionModel)
@@ -252,6 +260,9 @@ def test_confidence_with_and_without_a_nothing_class(models: Path) -> None:
 def test_options_of_other_kinds_are_refused(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "--text goes with" in refused(capsys, "the cat", "-m", models / "language", "--text", "a dog")
     assert "--generate goes with" in refused(capsys, models / "photo.png", "-m", models / "detector", "--generate", 2)
+    assert "the difference of a class and itself" in refused(
+        capsys, "the cat", "-m", models / "language", "--target", "cat > cat"
+    )
 
 
 def test_words_outside_the_vocabulary_are_refused(models: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,9 +21,10 @@ from captum_transformer_attr.comparison import (
     rank_correlation,
     resolve,
 )
+from captum_transformer_attr.comparison.captum_methods import CAPTUM_METHODS
 from captum_transformer_attr.comparison.float_view import FloatView
 from captum_transformer_attr.comparison.grad_cam_layer import channels_first, last_token_layer, spread_over_input
-from captum_transformer_attr.errors import InputError
+from captum_transformer_attr.errors import InputError, TargetError
 
 CAPTUM = (
     "IntegratedGradients:n_steps=8",
@@ -239,12 +240,37 @@ def test_methods_are_found_by_name_and_options() -> None:
         ([3], "got int"),
         ([Fixed], "the class Fixed; give its name, or an object"),
         (["IntegratedGradients:n_steps=many"], "n_steps='many' is no number"),
+        (["IntegratedGradients:n_steps=0"], "n_steps=0 must be a whole number from 1 on"),
+        (["GradientShap:n_samples=1.5"], "n_samples=1.5 must be a whole number"),
         (["TransformerRelevance:normalize=yes"], "normalize='yes' is no truth value"),
     ],
 )
 def test_unknown_methods_are_explained(given: list[Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         resolve(given)
+
+
+@pytest.mark.parametrize("target", [99, "a", None, [0], (0, 1), 1.5])
+@pytest.mark.parametrize("name", ["Saliency", "IntegratedGradients:n_steps=2", "LayerGradCam", "Occlusion"])
+def test_wrong_targets_are_named(vit: Any, name: str, target: Any) -> None:
+    with pytest.raises(TargetError, match="target="):
+        compare(vit, torch.ones(2, 3, 32, 32), target, [name])
+
+
+def test_wrong_dtypes_are_named(vit: Any) -> None:
+    with pytest.raises(InputError, match=r"is torch.float64, the model's parameters are torch.float32"):
+        compare(vit, torch.ones(2, 3, 32, 32).double(), 0, ["Saliency"])
+    with pytest.raises(InputError, match="got NoneType"):
+        compare(vit, torch.ones(2, 3, 32, 32), 0, None)  # type: ignore[arg-type]
+
+
+def test_layers_are_found_by_their_path(vit: Any) -> None:
+    images = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    by_path = method("LayerGradCam:layer=blocks.1.norm1").attribute(vit, images, 1)
+    by_module = CAPTUM_METHODS["LayerGradCam"](FloatView(vit, images), 1, layer=vit.blocks[1].norm1)[0]
+    assert torch.equal(by_path, by_module)
+    with pytest.raises(InputError, match=r"no layer 'blocks\.1\.nrm1'; similar: .*blocks\.1\.norm1"):
+        method("LayerGradCam:layer=blocks.1.nrm1").attribute(vit, images, 1)
 
 
 def test_element_scores_take_one_channel_or_the_sum() -> None:
@@ -320,7 +346,10 @@ def test_scores_fit_shap_plots(bag: Bag, words: dict[str, Tensor]) -> None:
 
 
 def test_a_method_keeps_its_object_for_one_model() -> None:
-    """Our classes compare their recording with a plain forward once per shape; so must a method called batch by batch."""
+    """Our classes compare their recording with a plain forward once per shape.
+
+    So must a method called batch by batch.
+    """
     model = timm.create_model("vit_tiny_patch16_224", img_size=32, embed_dim=12, depth=1, num_heads=2, num_classes=3)
     calls: list[int] = []
     model.register_forward_hook(lambda *_: calls.append(1))

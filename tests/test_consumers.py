@@ -36,7 +36,7 @@ def test_standard_tensor(vit, method):
 
 @pytest.mark.parametrize("method", CLASSES)
 def test_infidelity(vit, method):
-    """The score against its definition, (Σ Δ·φ − (f(x) − f(x − Δ)))², with a perturbation that is the same every time."""
+    """The score against its definition, (Σ Δ·φ − (f(x) − f(x − Δ)))², for the same perturbation every time."""
     noise = torch.full_like(IMAGES, 0.1)
     heat = method(vit).attribute(IMAGES, target=1)
     got = infidelity(
@@ -50,7 +50,7 @@ def test_infidelity(vit, method):
     with torch.no_grad():
         change = (vit(IMAGES) - vit(IMAGES - noise))[:, 1]
     want = ((noise * heat).flatten(1).sum(1) - change) ** 2
-    assert torch.allclose(got, want, rtol=1e-4)
+    assert torch.allclose(got, want)
 
 
 @pytest.mark.parametrize("method", CLASSES)
@@ -74,7 +74,7 @@ def test_noise_tunnel_with_delta(vit):
     heat, delta = NoiseTunnel(TransformerRelevance(vit)).attribute(
         IMAGES, nt_samples=2, stdevs=0.1, target=0, return_convergence_delta=True
     )
-    assert heat.shape == IMAGES.shape and delta.shape == (6,) and delta.abs().max() < 1e-3
+    assert heat.shape == IMAGES.shape and delta.shape == (6,) and delta.abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("method", CLASSES)

@@ -1,12 +1,9 @@
 """The coverage page: what counts, what is listed as refused, and where a row came from."""
 
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
-from coverage_check import Row  # noqa: E402
-from coverage_table import digest_of, write_table  # noqa: E402
+from benchmarks.coverage_check import Row
+from benchmarks.coverage_table import digest_of, write_table
 
 
 def case(name, **details):
@@ -14,7 +11,10 @@ def case(name, **details):
 
 
 def test_counts_and_lists(tmp_path):
-    """Refusals count, architectures out of scope and rows of deleted cases do not; what has no row is said not to have run."""
+    """Refusals count, architectures out of scope and rows of deleted cases do not.
+
+    What has no row is said not to have run.
+    """
     module = SimpleNamespace(
         cases=lambda: [case("a", **{"for": "a_large"}), case("b"), case("c", scope="convolutions"), case("d")],
         outside=lambda: [("mlp", "mixers", "")],

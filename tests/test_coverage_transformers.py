@@ -1,17 +1,14 @@
-"""One tiny model of every transformers model type that the package promises to explain, with fused and written-out attention in turn.
+"""A tiny model of every transformers model type that is promised to work, with fused and written-out attention in turn.
 
 The bounds are those of ``benchmarks/coverage.py``, which runs every type with both.
 """
 
 import re
-import sys
-from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
-import coverage_transformers  # noqa: E402
-from coverage_check import BATCH, DELTA, FORWARD, check  # noqa: E402
+from benchmarks import coverage_transformers
+from benchmarks.coverage_check import BATCH, DELTA, FORWARD, check
 
 TYPES = """
 albert bert deberta-v2 distilbert electra longformer modernbert mpnet roberta xlm-roberta

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from benchmarks.data_folder import data_folder
 from captum_transformer_attr.datasets import (
     BoxedImages,
     EasyVqa,
@@ -18,7 +18,7 @@ from captum_transformer_attr.datasets import (
     TinyImageNetValidation,
 )
 
-DATA = Path(os.environ.get("CTA_DATA", "../shared/data"))
+DATA = data_folder()
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason=f"no data at {DATA} (set CTA_DATA)")
 
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 import transformers as T
+from golden_models import published
 from pycocotools import mask as coco_mask
-from test_attention_relevance import golden
-from test_attention_relevance_models import SEQ2SEQ, build, noise
+from small_hf_models import SEQ2SEQ, build, noise
 
 from captum_transformer_attr import AttentionRelevance, InputError
 from captum_transformer_attr.detection import (
@@ -20,7 +20,7 @@ from captum_transformer_attr.detection import (
 
 @pytest.fixture(scope="module")
 def detr():
-    want, model = golden("detr_generic_attention", T.DetrForObjectDetection, T.DetrConfig, T.ResNetConfig)
+    want, model = published("detr_generic_attention", T.DetrForObjectDetection, T.DetrConfig, T.ResNetConfig)
     return model, {name: want[name] for name in ("pixel_values", "pixel_mask")}
 
 
@@ -87,7 +87,7 @@ def test_masks_are_those_of_the_query(detr):
         for o in objects[:2]:
             one = {name: t[i : i + 1] for name, t in inputs.items()}
             relevance = method.attribute_tokens(one, (o.query, o.label))["pixel_values"][0]
-            assert torch.allclose(o.relevance, relevance, rtol=1e-9)
+            assert torch.allclose(o.relevance, relevance, rtol=1e-9, atol=1e-12)
             assert np.array_equal(o.mask, otsu_mask(relevance, (96, 128)))
             assert 0 < o.mask.mean() < 1
 
@@ -137,7 +137,7 @@ def test_coco_results(detr):
 
 
 def test_mask_average_precision_by_hand():
-    """One object of 10 columns. A mask of its left half has IoU 0.5 and counts at 0.2, 0.25, …, 0.5: 7 of 16 thresholds."""
+    """One object of 10 columns. A mask of its left half has IoU 0.5 and counts at 0.2, …, 0.5: 7 of 16 thresholds."""
 
     def entry(columns, **more):
         mask = np.zeros((4, 12), dtype=np.uint8, order="F")

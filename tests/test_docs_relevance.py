@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import transformers
-from test_language_models import LLAMA, build, word_tokenizer
+from small_language_models import LLAMA, build, word_tokenizer
 from tiny_models import TinyViT, randomise
 
 PAGE = Path(__file__).parent.parent / "docs" / "relevance.md"

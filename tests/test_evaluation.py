@@ -23,13 +23,18 @@ from captum_transformer_attr.evaluation import (
     as_markdown,
     center_method,
     circumstances,
+    digits,
     evaluate,
+    images,
     random_method,
     spread,
+    texts,
     write,
 )
+from captum_transformer_attr.evaluation.digits import DigitTask
 from captum_transformer_attr.evaluation.images import patch_size, resized_mask
 from captum_transformer_attr.evaluation.language import LanguageTask, sampled_prompts
+from captum_transformer_attr.evaluation.measures.places import corner_mass
 from captum_transformer_attr.evaluation.run import attribute_roles
 from captum_transformer_attr.loading import ImageModel, TextModel
 from captum_transformer_attr.loading.images import ImagePreprocessing
@@ -188,6 +193,23 @@ class TestTables:
         unlabelled = ImageTask("t", "t", loaded(Corners()), Unlabelled(3), ("perturbation",), range(3))
         with pytest.raises(DatasetError, match="a.png has label None"):
             evaluate(unlabelled, [PERFECT])
+
+
+def test_every_listed_metric_has_measures() -> None:
+    assert task(4, images.METRICS).metrics == images.METRICS
+    assert TextTask("t", "t", tiny_text_model(), Sentences(2), texts.METRICS, range(2)).metrics == texts.METRICS
+    assert DigitTask("vit", 2).metrics == digits.METRICS
+
+
+def test_corner_mass_by_hand() -> None:
+    even, corner, middle, nothing = torch.ones(4, 8, 8)
+    corner[2:] = corner[:, 2:] = 0  # 2 x 2 of 8 x 8 pixels
+    middle[:2] = middle[6:] = 0
+    nothing[:] = -1
+    half = even.clone()
+    half[:4] = -3  # below zero counts for nothing: two of four corners hold a quarter of what is left
+    found = corner_mass(torch.stack([even, corner, middle, nothing, half]))
+    torch.testing.assert_close(found, torch.tensor([1.0, 4.0, 0.0, 0.0, 1.0]))
 
 
 class TestRoles:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import transformers as T
-from test_attention_relevance_models import LLAMA, LONG, SEQ2SEQ, SHORT, SPECIAL, VISION, build, ids, noise
+from small_hf_models import LLAMA, LONG, SEQ2SEQ, SHORT, SPECIAL, VISION, build, ids, noise
 
 from captum_transformer_attr import AttentionRelevance, InputError, TransformerRelevance
 from captum_transformer_attr.generation import explain_generation

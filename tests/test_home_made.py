@@ -1,4 +1,6 @@
-"""Models that belong to no library's zoo: each against formulas written out in ``hand_relevance.py``, with the weights it has."""
+"""Models that belong to no library's zoo, each against the formulas written out in ``hand_relevance.py``."""
+
+import math
 
 import einops
 import pytest
@@ -9,7 +11,7 @@ from hand_relevance import Layer, transformer_relevance
 from tiny_models import randomise
 from torch import nn
 
-from captum_transformer_attr import AttentionRelevance, AttentionRollout, TransformerRelevance
+from captum_transformer_attr import AttentionRelevance, AttentionRollout, TransformerLRP, TransformerRelevance
 
 C, H, N, CLASSES = 16, 2, 6, 4
 TOKENS = torch.randn(2, N, C, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -23,14 +25,17 @@ def weights(module):
 
 
 def check(model, inputs, wanted, target=1, spare=0):
-    """Token scores, conservation, and that a batch is its examples. ``spare``: class tokens in front that are no input."""
+    """Token scores, conservation, and that a batch is its examples.
+
+    ``spare``: class tokens in front that are no input.
+    """
     method = TransformerRelevance(model)
     tokens = method.attribute_tokens(inputs, target).flatten(1)
     _, delta = method.attribute(inputs, target, return_convergence_delta=True)
     assert delta.abs().max() < 1e-6
     for i in range(len(inputs)):
         want, reached = wanted(i)
-        assert want.abs().max() > 0 and abs(float(reached.sum()) - 1) < 1e-6
+        assert want.abs().max() > 0 and abs(float(reached.sum()) - 1) < 1e-12
         torch.testing.assert_close(tokens[i], want[spare:], rtol=1e-5, atol=1e-6 * float(want.abs().max()))
         alone = method.attribute_tokens(inputs[i : i + 1], target).flatten(1)
         torch.testing.assert_close(tokens[i : i + 1], alone, rtol=1e-8, atol=1e-12)
@@ -39,10 +44,9 @@ def check(model, inputs, wanted, target=1, spare=0):
 # ---------------------------------------------------------------------- torch.nn.TransformerEncoder
 def encoder_layer(m):
     attention = m.self_attn
-    return Layer(
-        (attention.in_proj_weight.detach(), attention.in_proj_bias.detach()), weights(attention.out_proj), weights(m.norm1), weights(m.norm2),
-        weights(m.linear1), weights(m.linear2), attention.num_heads, m.norm_first, F.gelu if m.activation is F.gelu else F.relu,
-    )  # fmt: skip
+    qkv = (attention.in_proj_weight.detach(), attention.in_proj_bias.detach())
+    parts = map(weights, (attention.out_proj, m.norm1, m.norm2, m.linear1, m.linear2))
+    return Layer(qkv, *parts, attention.num_heads, m.norm_first, F.gelu if m.activation is F.gelu else F.relu)
 
 
 class Encoder(nn.Module):
@@ -76,7 +80,10 @@ def test_transformer_encoder(norm_first, batch_first, activation):
 
 @pytest.mark.parametrize("norm_first", [True, False])
 def test_padding_of_the_fast_path(norm_first):
-    """In evaluation torch packs padded batches into nested tensors; the explanation of a short example is that of the example without padding."""
+    """In evaluation torch packs padded batches into nested tensors.
+
+    The explanation of a short example is that of the example without padding.
+    """
     model = randomise(Encoder(norm_first, True, "relu", pooled=False).double())
     padding = torch.zeros(2, N, dtype=torch.bool)
     padding[1, 4:] = True
@@ -106,7 +113,7 @@ class EncoderDecoder(nn.Module):
 
 @pytest.mark.parametrize("norm_first", [True, False])
 def test_encoder_decoder(norm_first):
-    """Both axis orders agree, relevance is conserved, a batch is its examples, and no decoder token sees a later one."""
+    """Axis orders agree, relevance is conserved, a batch is its examples, no decoder token sees a later one."""
     first, last = (randomise(EncoderDecoder(norm_first, order).double()) for order in (True, False))
     last.load_state_dict(first.state_dict())
     inputs = (TOKENS, TOKENS[:, :4].flip(1) * 0.5)
@@ -181,6 +188,63 @@ class TokensFirst(Attention):
         return y.reshape(y.shape[0], -1, C).transpose(0, 1)
 
 
+def split_heads(*tensors):
+    return [t.unflatten(-1, (H, -1)).transpose(1, 2) for t in tensors]
+
+
+class Exponentials(Attention):
+    """The softmax from exponentials over their sum."""
+
+    def mix(self, q, k, v):
+        q, k, v = split_heads(q, k, v)
+        e = torch.exp(q @ k.mT / (C // H) ** 0.5)
+        return ((e / e.sum(-1, keepdim=True)) @ v).transpose(1, 2).flatten(2)
+
+
+class StableExponentials(Attention):
+    """The largest score is taken off, without a gradient; the sum is applied as a factor."""
+
+    def mix(self, q, k, v):
+        q, k, v = split_heads(q, k, v)
+        scores = q @ k.mT / (C // H) ** 0.5
+        e = (scores - scores.amax(-1, keepdim=True).detach()).exp()
+        return ((e * (1 / e.sum(-1)).unsqueeze(-1)) @ v).transpose(1, 2).flatten(2)
+
+
+class DividedLast(Attention):
+    """As flash attention: the values are mixed before the sum divides."""
+
+    def mix(self, q, k, v):
+        q, k, v = split_heads(q, k, v)
+        e = torch.exp(q @ k.mT / (C // H) ** 0.5)
+        return ((e @ v) / e.sum(-1, keepdim=True)).transpose(1, 2).flatten(2)
+
+
+class ShiftedScores(Attention):
+    def mix(self, q, k, v):
+        q, k, v = split_heads(q, k, v)
+        scores = q @ k.mT / (C // H) ** 0.5
+        return ((scores - scores.max(-1, keepdim=True)[0]).softmax(-1) @ v).transpose(1, 2).flatten(2)
+
+
+class LogSoftmax(Attention):
+    def mix(self, q, k, v):
+        q, k, v = split_heads(q, k, v)
+        return ((q @ k.mT / (C // H) ** 0.5).log_softmax(-1).exp() @ v).transpose(1, 2).flatten(2)
+
+
+class SummedProducts(Attention):
+    """No matrix product at all."""
+
+    def mix(self, q, k, v):
+        q, k, v = split_heads(q, k, v)
+        scores = (q[..., :, None, :] * k[..., None, :, :]).sum(-1) / (C // H) ** 0.5
+        return (scores.softmax(-1)[..., None] * v[..., None, :, :]).sum(-2).transpose(1, 2).flatten(2)
+
+
+WRITTEN_OUT = [Exponentials, StableExponentials, DividedLast, ShiftedScores, LogSoftmax, SummedProducts]
+
+
 class Residual(nn.Module):
     def __init__(self, inner):
         super().__init__()
@@ -197,10 +261,10 @@ def block(attention):
 
 def layer_of(b):
     (norm1, attention), (norm2, up, _, down) = b[0].inner, b[1].inner
-    return Layer(weights(attention.qkv), weights(attention.out), weights(norm1), weights(norm2), weights(up), weights(down), H)  # fmt: skip
+    return Layer(*map(weights, (attention.qkv, attention.out, norm1, norm2, up, down)), H)
 
 
-@pytest.mark.parametrize("attention", [Fused, Einops, Einsum, ByHand, TokensFirst])
+@pytest.mark.parametrize("attention", [Fused, Einops, Einsum, ByHand, TokensFirst, *WRITTEN_OUT])
 def test_residuals_in_sequential(attention):
     """The whole model is one nn.Sequential."""
     model = nn.Sequential(block(attention), block(attention), nn.LayerNorm(C), Take(), nn.Linear(C, CLASSES)).double()
@@ -223,6 +287,205 @@ def test_rollout_does_not_depend_on_the_style(attention):
 class Take(nn.Module):
     def forward(self, x):
         return x[:, 0]
+
+
+@pytest.mark.parametrize("rules", ["deep_taylor", "attnlrp", "cp", "libra"])
+@pytest.mark.parametrize("attention", WRITTEN_OUT)
+def test_relevance_does_not_depend_on_how_a_softmax_is_written(attention, rules):
+    models = [
+        nn.Sequential(block(style), block(style), nn.LayerNorm(C), Take(), nn.Linear(C, CLASSES)).double()
+        for style in (attention, Fused)
+    ]
+    got, want = (TransformerLRP(randomise(model), rules=rules).attribute(TOKENS, 1) for model in models)
+    # The stabilisers of quotients see scores before or after their scaling.
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+
+
+class MaskedSink(Attention):
+    """Zeros hide exponentials; a constant is added to every sum of them."""
+
+    def mix(self, q, k, v):
+        q, k, v = split_heads(q, k, v)
+        return (self.weights(q @ k.mT / (C // H) ** 0.5) @ v).transpose(1, 2).flatten(2)
+
+    def weights(self, scores):
+        e = scores.exp() * torch.ones(N, N, dtype=scores.dtype).tril()
+        return e / (e.sum(-1, keepdim=True) + 0.5)
+
+
+class SinkColumn(MaskedSink):
+    """The constant as a further key without a value."""
+
+    def weights(self, scores):
+        scores = scores.masked_fill(torch.ones(N, N, dtype=torch.bool).triu(1), -torch.inf)
+        sink = torch.full((*scores.shape[:-1], 1), math.log(0.5), dtype=scores.dtype)
+        return torch.cat([scores, sink], -1).softmax(-1)[..., :-1]
+
+
+@pytest.mark.parametrize("method", [TransformerRelevance, AttentionRelevance, AttentionRollout, TransformerLRP])
+def test_mask_and_sink_of_a_written_softmax(method):
+    models = [
+        nn.Sequential(block(style), block(style), Last(), nn.Linear(C, CLASSES)).double()
+        for style in (MaskedSink, SinkColumn)
+    ]
+    got, want = (method(randomise(model)).attribute(TOKENS, 1) for model in models)
+    torch.testing.assert_close(got, want, rtol=1e-7, atol=1e-9)
+
+
+class Last(nn.Module):
+    def forward(self, x):
+        return x[:, -1]
+
+
+class Kept(Attention):
+    """Its maps can be looked at."""
+
+    def mix(self, q, k, v):
+        q, k, v = split_heads(q, k, v)
+        self.map = (q @ k.mT / (C // H) ** 0.5).softmax(-1)
+        return (self.map @ v).transpose(1, 2).flatten(2)
+
+
+class ReadOut(nn.Module):
+    """Two blocks and any read-out of their tokens."""
+
+    def __init__(self, read):
+        super().__init__()
+        self.blocks, self.norm = nn.Sequential(block(Kept), block(Kept)), nn.LayerNorm(C)
+        self.head, self.other, self.read = nn.Linear(C, CLASSES), nn.Linear(C, C), read
+
+    def forward(self, x):
+        return self.head(self.read(self, self.norm(self.blocks(x))))
+
+
+READ_OUTS = {
+    "class token and mean of the others": (lambda m, x: x[:, 0] + x[:, 1:].mean(1), range(N)),
+    "class token and mean, scaled": (lambda m, x: 0.3 * x[:, 0] + 0.7 * x.mean(1), range(N)),
+    "largest and mean": (lambda m, x: x.amax(1) + x.mean(1), range(N)),
+    "two tokens, each in its own way": (lambda m, x: m.other(x[:, 0]) + torch.tanh(x[:, 2]), (0, 2)),
+    "difference of two tokens": (lambda m, x: x[:, 3] - x[:, 1], (1, 3)),
+    "deviation": (lambda m, x: x.std(1), range(N)),
+    "mean and variance": (lambda m, x: m.other(x.mean(1)) + x.var(1), range(N)),
+    "norm over tokens": (lambda m, x: x.norm(dim=1), range(N)),
+}
+
+
+@pytest.mark.parametrize("name", READ_OUTS)
+def test_read_outs(name):
+    """Rows of (Ā_2 + I)(Ā_1 + I) − I by autograd (ICCV 2021, eq. 5-6), all that are read with the same weight.
+
+    Relevance arrives in full.
+    """
+    read, rows = READ_OUTS[name]
+    model = randomise(ReadOut(read).double())
+    logits = model(TOKENS.clone().requires_grad_())
+    maps = [b[0].inner[1].map for b in model.blocks]
+    gradients = torch.autograd.grad(logits[:, 1].sum(), maps)
+    first, second = ((a * g).clamp(min=0).mean(1).detach() for a, g in zip(maps, gradients, strict=True))
+    weights_of_rows = torch.zeros(N, dtype=TOKENS.dtype)
+    weights_of_rows[list(rows)] = 1 / len(rows)
+    eye = torch.eye(N, dtype=TOKENS.dtype)
+    want = weights_of_rows @ ((second + eye) @ (first + eye) - eye)
+    got = AttentionRelevance(model).attribute_tokens(TOKENS, 1)
+    torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
+    for rules in ("deep_taylor", "cp", "libra"):
+        _, delta = TransformerLRP(model, rules=rules).attribute(TOKENS, 1, return_convergence_delta=True)
+        assert float(delta.abs().max()) < 1e-6
+
+
+class Pooled(nn.Module):
+    """A block, then a softmax over tokens that pools them."""
+
+    def __init__(self, pool):
+        super().__init__()
+        self.block, self.scores, self.head, self.pool = block(Kept), nn.Linear(C, 1), nn.Linear(C, CLASSES), pool
+
+    def forward(self, x):
+        x = self.block(x)
+        return self.head(self.pool(self.scores(x).softmax(1), x))
+
+
+POOLINGS = {
+    "sum of products": lambda w, x: (w * x).sum(1),
+    "sum that keeps its axis": lambda w, x: (x * w).sum(dim=1, keepdim=True)[:, 0],
+    "matrix product": lambda w, x: (w.mT @ x)[:, 0],
+    "einsum": lambda w, x: torch.einsum("bn,bnc->bc", w[..., 0], x),
+}
+
+
+@pytest.mark.parametrize("name", POOLINGS)
+def test_attention_pooling(name):
+    """A learned query that reads the tokens, however it is written: Ā_p (R̄ + I) with Ā_p = (∇w ⊙ w)⁺.
+
+    ICCV 2021, eq. 5 and 8-10.
+    """
+    model = randomise(Pooled(POOLINGS[name]).double())
+    x = model.block(TOKENS.clone().requires_grad_())
+    weights_of_tokens = model.scores(x.detach()).softmax(1)
+    logits = model.head((weights_of_tokens * x).sum(1))
+    own = model.block[0].inner[1].map
+    (g_pool,) = torch.autograd.grad(logits[:, 1].sum(), weights_of_tokens, retain_graph=True)
+    # The scores depend on the tokens, too.
+    full = model.head((model.scores(x).softmax(1) * x).sum(1))
+    (g_own,) = torch.autograd.grad(full[:, 1].sum(), own)
+    relation = (own * g_own).clamp(min=0).mean(1)
+    relation = relation / relation.sum(-1, keepdim=True) + torch.eye(N, dtype=TOKENS.dtype)
+    want = ((weights_of_tokens * g_pool).clamp(min=0).mT @ relation)[:, 0].detach()
+    got = AttentionRelevance(model).attribute_tokens(TOKENS, 1)
+    torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
+
+
+class Normalised(nn.Module):
+    """A block, a norm, a block."""
+
+    def __init__(self, norm):
+        super().__init__()
+        self.first, self.second, self.affine = block(Einsum), block(Einsum), nn.LayerNorm(C)
+        self.head, self.norm = nn.Linear(C, CLASSES), norm
+
+    def forward(self, x):
+        x = self.norm(self.first(x)) * self.affine.weight + self.affine.bias
+        return self.head(self.second(x)[:, 0])
+
+
+def mean_without_axis(x):
+    return (x - x.mean(-1)[..., None]) / (x.var(-1, correction=0)[..., None] + 1e-5).sqrt()
+
+
+def sums_over_channels(x):
+    centred = x - x.sum(-1, keepdim=True) / C
+    return centred * torch.rsqrt(centred.square().sum(-1, keepdim=True) / C + 1e-5)
+
+
+def moments(x):
+    mean = x.mean(-1, keepdim=True)
+    return (x - mean) * ((x * x).mean(-1, keepdim=True) - mean * mean + 1e-5) ** -0.5
+
+
+def root_mean_square(x):
+    return F.rms_norm(x, (C,), eps=1e-6)
+
+
+NORMS = {
+    "mean without its axis": (mean_without_axis, lambda x: F.layer_norm(x, (C,))),
+    "sums over channels": (sums_over_channels, lambda x: F.layer_norm(x, (C,))),
+    "moments": (moments, lambda x: F.layer_norm(x, (C,))),
+    "squares by einsum": (
+        lambda x: x * (torch.einsum("bnc,bnc->bn", x, x) / C + 1e-6).rsqrt()[..., None],
+        root_mean_square,
+    ),
+    "sum of squares": (lambda x: x * torch.rsqrt(x.pow(2).sum(-1, keepdim=True) / C + 1e-6), root_mean_square),
+    "mean of squares, unsqueezed": (lambda x: x * ((x**2).mean(-1) + 1e-6).pow(-0.5).unsqueeze(-1), root_mean_square),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("rules", ["deep_taylor", "attnlrp", "cp", "libra"])
+@pytest.mark.parametrize("name", NORMS)
+def test_norm_written_by_hand(name, rules):
+    got, want = (
+        TransformerLRP(randomise(Normalised(norm).double()), rules=rules).attribute(TOKENS, 1) for norm in NORMS[name]
+    )
+    torch.testing.assert_close(got, want, rtol=1e-8, atol=1e-11)
 
 
 @pytest.mark.parametrize("attention", [Fused, ByHand])
@@ -288,7 +551,8 @@ def test_lucidrains_vit():
     x = model.tokens(IMAGES).detach()
     assert TransformerRelevance(model).attribute_tokens(IMAGES, 1).shape == (2, 4, 4)
     # The classifier's norm comes after the selection; over all tokens it is the same.
-    check(model, IMAGES, lambda i: transformer_relevance(layers, x[i], 0, weights(model.head[1]), 1, weights(model.head[0])), spare=1)  # fmt: skip
+    final, head = map(weights, model.head)
+    check(model, IMAGES, lambda i: transformer_relevance(layers, x[i], 0, head, 1, final), spare=1)
 
 
 # ---------------------------------------------------------------------- torchvision
@@ -303,7 +567,7 @@ def test_torchvision_vit():
     for b in model.encoder.layers:
         a = b.self_attention
         qkv = (a.in_proj_weight.detach(), a.in_proj_bias.detach())
-        layers.append(Layer(qkv, weights(a.out_proj), weights(b.ln_1), weights(b.ln_2), weights(b.mlp[0]), weights(b.mlp[3]), H))  # fmt: skip
+        layers.append(Layer(qkv, *map(weights, (a.out_proj, b.ln_1, b.ln_2, b.mlp[0], b.mlp[3])), H))
     head, final = weights(model.heads.head), weights(model.encoder.ln)
     check(model, IMAGES, lambda i: transformer_relevance(layers, seen[0][i], 0, head, 1, final), spare=1)
     assert TransformerRelevance(model).attribute_tokens(IMAGES, 1).shape == (2, 2, 2)
@@ -340,7 +604,9 @@ def swin_map(module, x, shift):
 
 def test_torchvision_swin():
     """Rollout through shifted windows and a patch merging, with every map made token by token."""
-    model = torchvision.models.SwinTransformer([4, 4], 8, [2, 2], [2, 2], [2, 2], stochastic_depth_prob=0.0, num_classes=CLASSES)  # fmt: skip
+    model = torchvision.models.SwinTransformer(
+        [4, 4], 8, [2, 2], [2, 2], [2, 2], stochastic_depth_prob=0.0, num_classes=CLASSES
+    )
     randomise(model.double())
     blocks = [*model.features[1], *model.features[3]]
     seen = {}
@@ -350,12 +616,13 @@ def test_torchvision_swin():
         handle.remove()
     got = AttentionRollout(model, normalize=False).attribute_tokens(IMAGES, 1)
     assert got.shape == (2, 4, 4)
+    quarter = torch.full((2, 2), 0.25, dtype=torch.float64)
     for example in range(2):
         row, trunk = (torch.full((4,), 0.25, dtype=torch.float64) for _ in range(2))
         for b, shift in zip(blocks[:1:-1], (1, 0), strict=True):
             row = row + row @ swin_map(b.attn, seen[b][example], shift)
         # A merged token's share is that of its four parts.
-        row, trunk = (t.reshape(2, 2).repeat_interleave(2, 0).repeat_interleave(2, 1).flatten() / 4 for t in (row, trunk))  # fmt: skip
+        row, trunk = (torch.kron(t.reshape(2, 2), quarter).flatten() for t in (row, trunk))
         for b, shift in zip(blocks[1::-1], (1, 0), strict=True):
             row = row + row @ swin_map(b.attn, seen[b][example], shift)
         torch.testing.assert_close(got[example].flatten(), row - trunk, rtol=1e-8, atol=1e-12)

@@ -1,15 +1,13 @@
 """Our classes behind inseq, as docs/interoperability.md has it: the scores are those of ``explain_generation``."""
 
-import os
-from pathlib import Path
-
 import pytest
 import torch
 
+from benchmarks.data_folder import data_folder
 from captum_transformer_attr import TransformerLRP
 from captum_transformer_attr.generation import explain_generation
 
-DATA = Path(os.environ.get("CTA_DATA") or Path(__file__).parents[2] / "shared" / "data")
+DATA = data_folder()
 
 
 def test_class_in_place_of_captums():

@@ -1,13 +1,12 @@
 """Language models: completeness over families, masks and padding, half precision, contrasts, generated tokens, chats,
 adapters."""
 
-import os
-import pathlib
-
 import pytest
 import torch
 import transformers as T
+from small_language_models import LLAMA, SIZE, WORDS, build, word_tokenizer
 
+from benchmarks.data_folder import data_folder
 from captum_transformer_attr import (
     AttentionRelevance,
     Contrast,
@@ -19,10 +18,7 @@ from captum_transformer_attr import (
 from captum_transformer_attr.generation import explain_generation
 from captum_transformer_attr.prompts import prompt_inputs
 
-DATA = pathlib.Path(os.environ.get("CTA_DATA") or "../shared/data")
-WORDS = {"vocab_size": 40, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-SIZE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-LLAMA = {**WORDS, **SIZE, "num_key_value_heads": 2, "max_position_embeddings": 32}
+DATA = data_folder()
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 SOFT = {"head_dim": 8, "sliding_window": 4, "query_pre_attn_scalar": 8}
 GPT2 = {**WORDS, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 32}
@@ -41,17 +37,6 @@ CAUSAL = {
 }
 IDS = torch.randint(3, 40, (2, 9), generator=torch.Generator().manual_seed(1))
 TARGET = (8, 5)
-
-
-def build(model_class, config, dtype=torch.float64, experts="eager"):
-    """A seeded model whose weights and biases all matter; float64 needs the experts one by one."""
-    torch.manual_seed(0)
-    config._experts_implementation = experts
-    model = model_class(config).to(dtype).eval()
-    generator = torch.Generator().manual_seed(1)
-    for p in model.parameters():
-        p.data += 0.1 * torch.randn(p.shape, generator=generator).to(dtype)
-    return model
 
 
 @pytest.fixture(scope="module")
@@ -80,16 +65,17 @@ def test_grouped_experts(family):
     one, grouped = (build(*CAUSAL[family], dtype=torch.float32, experts=e) for e in ("eager", "grouped_mm"))
     for rules in ("deep_taylor", "attnlrp", "cp", "libra"):
         want, got = (TransformerLRP(m, rules).attribute(IDS, TARGET) for m in (one, grouped))
-        assert (got - want).abs().max() < 1e-4 * want.abs().max()
+        assert (got - want).abs().max() < 1e-5 * want.abs().max()
     want, got = (TransformerRelevance(m).attribute(IDS, TARGET) for m in (one, grouped))
-    assert (got - want).abs().max() < 1e-4 * want.abs().max()
+    assert (got - want).abs().max() < 1e-5 * want.abs().max()
 
 
 @pytest.mark.parametrize("family", ["bart", "t5"])
 def test_encoder_decoder(family):
     if family == "bart":
-        sizes = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
-                 "decoder_attention_heads": 4, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48}  # fmt: skip
+        sizes = {"d_model": 32, **{f"{part}_layers": 2 for part in ("encoder", "decoder")}}
+        sizes |= {f"{part}_attention_heads": 4 for part in ("encoder", "decoder")}
+        sizes |= {f"{part}_ffn_dim": 48 for part in ("encoder", "decoder")}
         model = build(T.BartForConditionalGeneration, T.BartConfig(**WORDS, **sizes, max_position_embeddings=32))
     else:
         config = T.T5Config(vocab_size=40, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4)
@@ -101,7 +87,7 @@ def test_encoder_decoder(family):
         assert delta.abs().max() < 1e-6
         assert all(relevance[name].abs().max() > 0 for name in ("input_ids", "decoder_input_ids"))
         taken = sum(TransformerLRP(model, rules).parameter_relevance(inputs, (3, 5)).values())
-        assert torch.allclose(sum(r.sum(1) for r in relevance.values()) + taken, logit, atol=1e-5)
+        assert torch.allclose(sum(r.sum(1) for r in relevance.values()) + taken, logit, rtol=1e-9, atol=1e-9)
 
 
 # ---------------------------------------------------------------------- masks
@@ -109,7 +95,9 @@ def test_encoder_decoder(family):
 def test_the_future_gets_nothing(llama, rules):
     relevance = TransformerLRP(llama, rules).attribute(IDS, (4, 5))
     assert (relevance[:, 5:] == 0).all() and (relevance[:, :5] != 0).all()
-    assert torch.allclose(relevance[:, :5], TransformerLRP(llama, rules).attribute(IDS[:, :5], (4, 5)), atol=1e-6)
+    assert torch.allclose(
+        relevance[:, :5], TransformerLRP(llama, rules).attribute(IDS[:, :5], (4, 5)), rtol=1e-9, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("rules", ["deep_taylor", "attnlrp", "cp", "libra"])
@@ -127,7 +115,7 @@ def test_padding_on_the_left(llama, rules):
     inputs = {"input_ids": IDS, "attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
     padded = TransformerLRP(llama, rules).attribute(inputs, TARGET)["input_ids"]
     alone = TransformerLRP(llama, rules).attribute(IDS[1:, 4:], (4, 5))
-    assert torch.allclose(padded[1:, 4:], alone, atol=1e-6) and (padded[1, :4] == 0).all()
+    assert torch.allclose(padded[1:, 4:], alone, rtol=1e-9, atol=1e-12) and (padded[1, :4] == 0).all()
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
@@ -199,23 +187,6 @@ def test_every_generated_token(llama, rules):
         assert torch.allclose(found.scores["input_ids"][:, step, : 9 + step], want, atol=1e-6)
     with pytest.raises(InputError, match="targets is empty"):
         method.attribute_tokens_each(IDS, [])
-
-
-TEMPLATE = (
-    "{% for m in messages %}<{{ m['role'] }}> {{ m['content'] }} {% endfor %}"
-    "{% if add_generation_prompt %}<assistant>{% endif %}"
-)
-
-
-def word_tokenizer(template=TEMPLATE):
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    words = ["<pad>", "<s>", "</s>", "<user>", "<assistant>", "why", "is", "the", "sky", "blue"]
-    inner = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<pad>"))
-    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = T.PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
-    tokenizer.chat_template = template
-    return tokenizer
 
 
 def test_prompts_and_chats(llama):

@@ -1,11 +1,13 @@
-"""Linear attention, Q (softmax(K)ᵀ V), and linear maps inside patches, rolled out by hand; small denominators and fused sums of products by formula."""
+"""Linear attention, Q (softmax(K)ᵀ V), and linear maps inside patches, rolled out by hand.
+
+Small denominators and fused sums of products by formula.
+"""
 
 import pytest
 import torch
-from test_residual_sums import Attend
 from timm.layers.grn import GlobalResponseNorm
 from timm.layers.lambda_layer import LambdaLayer
-from tiny_models import randomise
+from tiny_models import WatchedAttention, randomise
 from torch import nn
 
 from captum_transformer_attr import AttentionRollout, TransformerLRP, TransformerRelevance
@@ -16,7 +18,10 @@ WIDTH, HEADS, TOKENS = 8, 2, 9
 
 
 class FactorAttention(nn.Module):
-    """CoaT's factorised attention; ``local`` adds its position encoding Q ∘ conv(V). ``maps``: softmax over tokens, ``(N, heads, channels, tokens)``."""
+    """CoaT's factorised attention; ``local`` adds its position encoding Q ∘ conv(V).
+
+    ``maps``: softmax over tokens, ``(N, heads, channels, tokens)``.
+    """
 
     def __init__(self, local):
         super().__init__()
@@ -55,7 +60,10 @@ def conserved_per_example(model, x):
 
 @pytest.mark.parametrize("local", [False, True])
 def test_factorised_attention_rolled_out_by_hand(local):
-    """Every token reads the same tokens, Ā = 1 mᵀ with m the mean over heads and channels of softmax(K)ᵀ: queries bring no identity of their own."""
+    """Every token reads the same tokens, Ā = 1 mᵀ with m the mean over heads and channels of softmax(K)ᵀ.
+
+    Queries bring no identity of their own.
+    """
     model = randomise(Model([FactorAttention(local), FactorAttention(local)]).double())
     x = torch.randn(2, TOKENS, 3, dtype=torch.float64)
     model(x)
@@ -83,7 +91,7 @@ class LambdaBlock(nn.Module):
 
 
 def test_lambda_layer_rolled_out_by_hand():
-    """The content lambda is a linear attention; the position lambda, a convolution of the values, is local and counts as identity."""
+    """The content lambda is a linear attention; the position lambda, a convolution, is local and counts as identity."""
     model = randomise(Model([LambdaBlock()]).double())
     x = torch.randn(2, TOKENS, 3, dtype=torch.float64)
     model(x)
@@ -93,12 +101,17 @@ def test_lambda_layer_rolled_out_by_hand():
 
 
 class Blocks(nn.Module):
-    """A linear map over the rows and one over the columns of 2 × 2 blocks (a cosine transform), then attention among the 3 × 3 blocks."""
+    """Linear maps over rows and columns of 2 × 2 blocks (a cosine transform), then attention among the 3 × 3 blocks."""
 
     def __init__(self, whole=False):
         super().__init__()
         self.rows, self.columns, self.mix = nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(TOKENS, TOKENS)
-        self.embed, self.attend, self.head, self.whole = nn.Linear(4, WIDTH), Attend(), nn.Linear(WIDTH, 4), whole
+        self.embed, self.attend, self.head, self.whole = (
+            nn.Linear(4, WIDTH),
+            WatchedAttention(WIDTH),
+            nn.Linear(WIDTH, 4),
+            whole,
+        )
 
     def forward(self, x):
         x = x.reshape(len(x), 3, 2, 3, 2).permute(0, 1, 3, 2, 4)
@@ -156,11 +169,14 @@ def test_addcmul_is_its_parts():
 
     x = torch.randn(2, 4, dtype=torch.float64)
     fused, plain = (TransformerLRP(randomise(Fused(f).double())).attribute(x, 1) for f in (True, False))
-    assert torch.allclose(fused, plain, rtol=1e-12)
+    assert torch.allclose(fused, plain, rtol=1e-12, atol=1e-12)
 
 
 def test_division_by_small_numbers_conserves_relevance():
-    """The published stabiliser where a denominator is large beside it; in float64 nothing is lost where it is small; 0 where it is 0."""
+    """The published stabiliser where a denominator is large beside it.
+
+    In float64 nothing is lost where it is small; 0 where it is 0.
+    """
     b = torch.tensor([2.0, 0.1, 1e-5, 1e-7, -1e-9, 1e-25, 1e-310, 0.0], dtype=torch.float64)
     got = divide(torch.ones(8, dtype=torch.float64), b)
     assert torch.equal(got[:3], 1 / (b[:3] + STABILISER))

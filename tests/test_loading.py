@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
+from benchmarks.data_folder import data_folder
 from captum_transformer_attr.errors import InputError
 from captum_transformer_attr.loading import (
     ImageModel,
@@ -28,7 +29,7 @@ from captum_transformer_attr.loading import (
     words_of,
 )
 
-DATA = Path(os.environ.get("CTA_DATA", "../shared/data"))
+DATA = data_folder()
 NAMES = ("goldfish, Carassius auratus", "tabby, tabby cat", "tiger cat", "crane", "crane", "7")
 
 
@@ -75,6 +76,12 @@ def test_unreadable_images_are_named(tmp_path: Path, content: bytes | None) -> N
     with pytest.raises(LoadingError, match="broken.png") as error:
         read_image(path)
     one_line(error)
+
+
+def test_images_of_nan_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.full((4, 4), np.nan, dtype=np.float32)).save(tmp_path / "a.tif")
+    with pytest.raises(LoadingError, match=r"a\.tif holds NaN"):
+        read_image(tmp_path / "a.tif")
 
 
 def test_truncated_images_are_refused(tmp_path: Path) -> None:
@@ -128,6 +135,11 @@ def test_files_without_weights_are_refused(tmp_path: Path) -> None:
     torch.save(torch.zeros(3), tmp_path / "b.pth")
     with pytest.raises(LoadingError, match="Tensor instead of a state dict"):
         read_weights(tmp_path / "b.pth")
+    torch.save({}, tmp_path / "c.pth")
+    with pytest.raises(LoadingError, match="holds no weights: it is empty"):
+        read_weights(tmp_path / "c.pth")
+    with pytest.raises(LoadingError, match="is a folder; name the file in it"):
+        read_weights(tmp_path)
 
 
 def test_misfitting_checkpoints_name_their_keys(tmp_path: Path) -> None:
@@ -186,8 +198,13 @@ def test_labels_from_text_and_json(tmp_path: Path) -> None:
     for name in ("a.txt", "list.json", "map.json"):
         assert read_labels(tmp_path / name) == ("cat", "dog")
     (tmp_path / "gap.json").write_text('{"0": "cat", "2": "dog"}')
-    with pytest.raises(LoadingError, match="gap.json"):
+    with pytest.raises(LoadingError, match="gap.json.*no name for '1'"):
         read_labels(tmp_path / "gap.json")
+    for name, content in (("empty.txt", " \n"), ("empty.json", "[]"), ("number.json", "3")):
+        (tmp_path / name).write_text(content)
+        with pytest.raises(LoadingError, match=name) as error:
+            read_labels(tmp_path / name)
+        one_line(error)
     with pytest.raises(LoadingError, match="missing.txt"):
         read_labels(tmp_path / "missing.txt")
 

@@ -90,6 +90,8 @@ class TestPointing:
         assert masks[1].all()
         with pytest.raises(ValueError, match="boxes"):
             box_masks([[1, 2, 3]], (3, 4))
+        with pytest.raises(ValueError, match="x0 <= x1"):
+            box_masks([[3, 2, 1, 4]], (3, 4))
 
 
 class TestSegmentation:
@@ -182,6 +184,8 @@ class TestSegmentation:
             (torch.rand(1, 4, 4), torch.full((1, 4, 4), 255), "0 and 1"),
             (torch.rand(4, 4), torch.ones(4, 4, 4), "attributions of images"),
             (torch.full((1, 4, 4), float("nan")), torch.ones(1, 4, 4), "NaN"),
+            (np.ones((1, 4, 4)), torch.ones(1, 4, 4), "attributions must be a Tensor, got ndarray"),
+            (torch.ones(1, 4, 4), np.ones((1, 4, 4)), "masks must be a Tensor, got ndarray"),
         ],
     )
     def test_bad_input(self, maps: Tensor, masks: Tensor, message: str) -> None:

@@ -12,6 +12,7 @@ from captum.metrics import infidelity, sensitivity_max
 from scipy.stats import bootstrap as scipy_bootstrap
 from torch import Tensor, nn
 
+from captum_transformer_attr.errors import TargetError
 from captum_transformer_attr.metrics import Estimate, MeanScore, bootstrap, completeness, infidelity_and_sensitivity
 
 WEIGHT = torch.tensor([[1.0, 2.0, -3.0], [0.5, 0.0, 4.0]])
@@ -52,6 +53,8 @@ class TestCompleteness:
             completeness(linear, self.X, self.X)
         with pytest.raises(ValueError, match="2 examples"):
             completeness(linear, self.X, torch.ones(3, 3), 0)
+        with pytest.raises(TargetError, match="target=99"):
+            completeness(linear, self.X, self.X, 99)
 
 
 class Wrapped(nn.Module):

@@ -371,6 +371,9 @@ class TestSaCo:
         ({"attributions": torch.rand(2, 2, 2)}, "1 images"),
         ({"target": [0, 1]}, "1 examples"),
         ({"target": torch.tensor([0.5])}, "integers"),
+        ({"target": "cat"}, "an int, a list or a tensor of them, got 'cat'"),
+        ({"target": 2}, "target=2: the model has 2 classes, 0 to 1"),
+        ({"target": -1, "measure": "logit"}, "target=-1: the model has 2 classes"),
     ],
 )
 def test_bad_input_is_named(change: dict, message: str) -> None:

@@ -107,3 +107,5 @@ def test_bad_options() -> None:
         word_scores([0.1], [0], 1, reduce="min")
     with pytest.raises(ValueError, match="1 scores for 2 tokens"):
         word_scores([0.1], [0, 1], 1)
+    with pytest.raises(ValueError, match="words holds 5, but the text has 2 words"):
+        word_scores([0.1, 0.2], [0, 5], 2)

@@ -178,6 +178,19 @@ def out_of_place(x):
     return torch.cat([x[:, :1] * 2, x[:, 1:]], 1)
 
 
+def written_after_linear(x):
+    y = nn.functional.linear(x, MATRIX, MATRIX[0])
+    y += x
+    y[:, 0] = x[:, 0]
+    return nn.functional.relu_(nn.functional.linear(y, MATRIX, MATRIX[1]))
+
+
+def built_after_linear(x):
+    y = nn.functional.linear(x, MATRIX, MATRIX[0]) + x
+    y = torch.cat([x[:, :1], y[:, 1:]], 1)
+    return nn.functional.relu(nn.functional.linear(y, MATRIX, MATRIX[1]))
+
+
 def mask_overwritten(x):
     mask = torch.ones(x.shape[-1], dtype=x.dtype)
     y = x * mask
@@ -230,6 +243,10 @@ EXACT = {
     "channels written": (channels_written, lambda x: torch.cat([torch.tanh(x[..., 4:8]), x[..., 4:]], -1)),
     "tokens chosen by their size": (pruned, pruned_by_index),
     "where on data": (lambda x: torch.where(x > 0, x, 0.1 * x), lambda x: nn.functional.leaky_relu(x, 0.1)),
+    "written into what a linear layer gave": (written_after_linear, built_after_linear),
+    "interpolation": (lambda x: torch.lerp(x, torch.tanh(x), 0.3), lambda x: 0.7 * x + 0.3 * torch.tanh(x)),
+    "tensordot": (lambda x: torch.tensordot(x, MATRIX, dims=([2], [1])), lambda x: x @ MATRIX.T),
+    "tensordot over the last axis": (lambda x: torch.tensordot(x, MATRIX, dims=1), lambda x: x @ MATRIX),
     "a branch on values": (lambda x: x * 2 if bool((x.abs() > 1e9).any()) else x * 3, lambda x: x * 3),
     "einsum with an ellipsis": (lambda x: torch.einsum("...c,dc->...d", x, MATRIX), lambda x: x @ MATRIX.T),
     "einsum of three": (
@@ -282,12 +299,12 @@ FOLLOWED = {
 
 @pytest.mark.parametrize("name", FOLLOWED)
 def test_gradient_of_the_recording_is_the_model_s(name):
-    """The recorded graph leads back along every path: its ordinary gradient is autograd's, and relevance is conserved."""
+    """The recorded graph leads back along every path: its gradient is autograd's, and relevance is conserved."""
     model = Changed(FOLLOWED[name])
     _, delta = TransformerRelevance(model).attribute(IMAGES, target=1, return_convergence_delta=True)
     assert float(delta.abs().max()) < 1e-6
     given = parse(IMAGES)
-    with recorded(model, given) as recording:
+    with recorded(model, given, verified=set()) as recording:
         recording.select(1)
         (got,) = recording.send(gradient_signal(), list(given.leaves.values()))
     images = IMAGES.clone().requires_grad_()
@@ -411,7 +428,10 @@ def test_what_the_recorder_cannot_see_is_refused(name):
 
 
 def test_mask_in_another_precision():
-    """Torch's CPU kernel misreads a float32 mask for float64 queries: what it computes is no softmax attention. Refused, or right where it is right."""
+    """Torch's CPU kernel misreads a float32 mask for float64 queries.
+
+    What it computes is no softmax attention. Refused, or right where it is right.
+    """
 
     def change(x):
         mask = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float32).masked_fill(
@@ -477,6 +497,23 @@ def test_values_that_are_only_looked_at_do_no_harm():
     want = TransformerRelevance(Changed(lambda x: x * 1.0)).attribute(IMAGES, target=1)
     torch.testing.assert_close(got, want, rtol=1e-12, atol=0)
     assert seen
+
+
+def test_scratch_memory_of_looking_is_not_mistaken_for_the_value():
+    """Statistics are taken of a value that is let go; what is made of them lies where it lay, and may be written."""
+
+    def look(x):
+        for _ in range(20):
+            spent = x * 2.0
+            scratch = spent.detach()
+            del spent, scratch
+            work = x.detach() * 1.0
+            work.mul_(0)
+        return x * 1.0
+
+    got = TransformerRelevance(Changed(look)).attribute(IMAGES, target=1)
+    want = TransformerRelevance(Changed(lambda x: x * 1.0)).attribute(IMAGES, target=1)
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=0)
 
 
 def test_model_writes_into_its_input_and_mask():

@@ -1,4 +1,7 @@
-"""Inputs without a batch axis (the patches of all images in one list, as Qwen's models read them) against the same model with a batch axis."""
+"""Inputs without a batch axis against the same model with one.
+
+Qwen's models read the patches of all images in one list.
+"""
 
 import pytest
 import torch

@@ -3,8 +3,8 @@
 import pytest
 import torch
 import transformers as T
-from test_attention_relevance import golden
-from test_attention_relevance_models import LONG, TEXT, VISION, build, ids, noise
+from golden_models import published
+from small_hf_models import LONG, TEXT, VISION, build, ids, noise
 
 from captum_transformer_attr import AttentionRelevance, InputError, TransformerRelevance
 from captum_transformer_attr.pairs import explain_pairs
@@ -21,24 +21,24 @@ def test_every_pair_is_what_it_is_alone(images, texts):
         for j in range(texts):
             one = {"pixel_values": pixels[i : i + 1], "input_ids": words[j : j + 1]}
             want = method.attribute_tokens(one, 0)
-            assert torch.allclose(got.image[i, j], want["pixel_values"][0], rtol=1e-6, atol=1e-12)
-            assert torch.allclose(got.text[i, j], want["input_ids"][0], rtol=1e-6, atol=1e-12)
-            assert torch.allclose(got.logits[i, j], model(**one).logits_per_image[0, 0])
+            assert torch.allclose(got.image[i, j], want["pixel_values"][0], rtol=1e-9, atol=1e-12)
+            assert torch.allclose(got.text[i, j], want["input_ids"][0], rtol=1e-9, atol=1e-12)
+            assert torch.allclose(got.logits[i, j], model(**one).logits_per_image[0, 0], rtol=1e-9)
             assert want["pixel_values"].abs().max() > 0 and want["input_ids"].abs().max() > 0
 
 
 @pytest.mark.parametrize("method_class", [AttentionRelevance, TransformerRelevance])
 def test_clip_with_padding(method_class):
-    want, model = golden("clip_generic_attention", T.CLIPModel, T.CLIPConfig)
+    want, model = published("clip_generic_attention", T.CLIPModel, T.CLIPConfig)
     inputs = {name: want[name] for name in ("input_ids", "attention_mask", "pixel_values")}
     method = method_class(model)
     got = explain_pairs(method, inputs)
     straight = method.attribute_tokens(inputs, [0, 1])
     crossed = method.attribute_tokens(inputs, [1, 0])
     for i in range(2):
-        assert torch.allclose(got.image[i, i], straight["pixel_values"][i])
-        assert torch.allclose(got.image[i, 1 - i], crossed["pixel_values"][i])
-        assert torch.allclose(got.text[1 - i, i], crossed["input_ids"][i])
+        assert torch.allclose(got.image[i, i], straight["pixel_values"][i], rtol=1e-9, atol=1e-12)
+        assert torch.allclose(got.image[i, 1 - i], crossed["pixel_values"][i], rtol=1e-9, atol=1e-12)
+        assert torch.allclose(got.text[1 - i, i], crossed["input_ids"][i], rtol=1e-9, atol=1e-12)
     assert torch.allclose(got.logits, want["logits_per_image"])
 
 

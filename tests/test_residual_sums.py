@@ -1,32 +1,13 @@
-"""Which operand of a sum is the residual trunk, for every way of writing a block: rolled out by hand against the token flow."""
+"""Which operand of a sum is the residual trunk: the token flow against a rollout by hand, for every way to write it."""
 
 import pytest
 import torch
-from tiny_models import randomise
+from tiny_models import WatchedAttention, randomise
 from torch import nn
 
 from captum_transformer_attr import AttentionRollout, TransformerRelevance
 
 WIDTH, TOKENS = 8, 5
-
-
-class Attend(nn.Module):
-    """Two heads written out; ``maps`` keeps the average over heads of every call."""
-
-    def __init__(self):
-        super().__init__()
-        self.norm, self.qkv, self.proj = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
-        self.maps = []
-
-    def forward(self, x, source=None):
-        q = self.qkv(self.norm(x)).chunk(3, -1)[0].unflatten(-1, (2, -1)).transpose(1, 2)
-        k, v = (
-            t.unflatten(-1, (2, -1)).transpose(1, 2)
-            for t in self.qkv(self.norm(x if source is None else source)).chunk(3, -1)[1:]
-        )
-        a = (q @ k.transpose(-1, -2) / 2).softmax(-1)
-        self.maps.append(a.detach().mean(1))
-        return self.proj((a @ v).transpose(1, 2).flatten(2))
 
 
 class Model(nn.Module):
@@ -44,7 +25,7 @@ class Model(nn.Module):
 class Block(nn.Module):
     def __init__(self):
         super().__init__()
-        self.attend, self.other = Attend(), Attend()
+        self.attend, self.other = WatchedAttention(WIDTH), WatchedAttention(WIDTH)
         self.mlp = nn.Sequential(
             nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 2 * WIDTH), nn.GELU(), nn.Linear(2 * WIDTH, WIDTH)
         )
@@ -130,7 +111,7 @@ class TwoStreams(nn.Module):
     def __init__(self):
         super().__init__()
         self.left, self.right, self.head = nn.Linear(3, WIDTH), nn.Linear(3, WIDTH), nn.Linear(WIDTH, 4)
-        self.first, self.second = Attend(), Attend()
+        self.first, self.second = WatchedAttention(WIDTH), WatchedAttention(WIDTH)
 
     def forward(self, a, b):
         a, b = self.left(a), self.right(b)

@@ -2,7 +2,6 @@
 
 import copy
 import sys
-from pathlib import Path
 
 import pytest
 import timm
@@ -10,10 +9,8 @@ import torch
 from tiny_models import TinyText, TinyViT, randomise
 from torch import nn
 
+from benchmarks import coverage_transformers
 from captum_transformer_attr import TransformerRelevance, UnsupportedOperationError, register_rule, unregister_rule
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
-import coverage_transformers  # noqa: E402
 
 IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 HOOKS = [n for n in vars(nn.Module()) if "hook" in n]
@@ -29,7 +26,7 @@ GLOBALS = (
 
 
 class Stateful(nn.Module):
-    """Counts its calls in a buffer and an attribute, keeps its activations, may raise or do something else on the way."""
+    """Counts its calls in a buffer and an attribute, keeps activations, may raise or do something else on the way."""
 
     def __init__(self, disturb=None):
         super().__init__()
@@ -124,7 +121,17 @@ def test_after_an_attribution():
     assert images.grad is None and torch.equal(images.detach(), IMAGES) and not images.__dict__
 
 
-SAMPLE = ["bert [sdpa]", "llama [eager]", "qwen3_moe [sdpa]", "t5 [eager]", "swinv2 [eager]", "wav2vec2 [sdpa]", "clip [sdpa]", "qwen2_vl [sdpa]", "fnet [eager]"]  # fmt: skip
+SAMPLE = [
+    "bert [sdpa]",
+    "llama [eager]",
+    "qwen3_moe [sdpa]",
+    "t5 [eager]",
+    "swinv2 [eager]",
+    "wav2vec2 [sdpa]",
+    "clip [sdpa]",
+    "qwen2_vl [sdpa]",
+    "fnet [eager]",
+]
 
 
 def of_library(name):
@@ -138,7 +145,7 @@ def of_library(name):
 
 @pytest.mark.parametrize("name", [*SAMPLE, "timm vit_tiny_patch16_224", "timm swin_tiny_patch4_window7_224"])
 def test_library_models_are_left_as_they_are(name):
-    """Model, another instance of its classes, the classes themselves, inputs and process; also where the model is refused."""
+    """Model, another instance of its classes, the classes, inputs and process; also where the model is refused."""
     model, inputs, target = of_library(name)
     twin = copy.deepcopy(model)
     model.train()

@@ -5,7 +5,7 @@ import timm
 import torch
 import transformers
 from hand_rules import Relations
-from test_attention_relevance_models import LLAMA, VISION, build, ids, noise
+from small_hf_models import LLAMA, VISION, build, ids, noise
 from tiny_models import randomise
 from torch import nn
 

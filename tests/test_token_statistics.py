@@ -1,4 +1,7 @@
-"""The flow through Swin against dense token-to-token matrices built by hand: windows, cyclic shifts, padding, mergings, layer-norm statistics."""
+"""The flow through Swin against dense token-to-token matrices built by hand.
+
+They go through windows, cyclic shifts, padding, mergings and layer-norm statistics.
+"""
 
 import pytest
 import timm
@@ -19,7 +22,10 @@ IMAGES = torch.randn(2, 3, 28, 28, dtype=torch.float64)
 
 
 def swin(size=28):
-    """At size 28: 14×14 tokens padded to 16, merged to 7×7 (padded to 8), merged (with padding) to 4×4; window 4, every second block shifted by 2."""
+    """Windows of 4, every second block shifted by 2.
+
+    At size 28: 14×14 tokens padded to 16, merged to 7×7 (padded to 8), merged (with padding) to 4×4.
+    """
     model = timm.models.SwinTransformer(
         img_size=size, patch_size=2, num_classes=5, embed_dim=8, depths=(2, 2, 1), num_heads=(2, 2, 4), window_size=4
     )
@@ -51,7 +57,7 @@ class Watched:
         return sigma / sigma.mean()
 
     def windows(self, layer, example, weigh):
-        """Head-averaged weights of every window of one example, and the grid cell (None for padding) of every row of a window."""
+        """Head-averaged weights of every window of one example, and the grid cell of its rows (None for padding)."""
         height, width = self.inputs[layer].shape[1:3]
         window, shift = self.blocks[layer].window_size[0], self.blocks[layer].shift_size[0]
         across, down = -(-width // window), -(-height // window)
@@ -96,14 +102,14 @@ class Watched:
         return matrix
 
 
-def rolled_out(watched, example, weigh, layer_matrix):
-    """Start uniform on the last grid, multiply downwards, take the identity out."""
+def rolled_out(watched, example, weigh, layer_matrix, share=1):
+    """Start uniform on the last grid, multiply downwards, take the identity out: ``share`` of it per layer."""
     layers = len(watched.blocks)
     last = watched.inputs[-1].shape[1] * watched.inputs[-1].shape[2]
     row = identity = torch.full((last,), 1 / last, dtype=torch.float64)
     for layer in reversed(range(layers)):
         matrix = watched.dense(layer, example, weigh)
-        row = row @ layer_matrix(matrix, layer, example)
+        row, identity = row @ layer_matrix(matrix, layer, example), share * identity
         if layer and watched.inputs[layer].shape[1:3] != watched.inputs[layer - 1].shape[1:3]:
             merge = watched.merging(layer - 1)
             row, identity = row @ merge, identity @ merge
@@ -163,12 +169,12 @@ def test_swin_against_dense_matrices(case):
     assert got.shape == (2, 14, 14)
     watched = Watched(model, IMAGES, 2)
     for example in range(2):
-        want = rolled_out(watched, example, weigh, layer_matrix(watched))
+        want = rolled_out(watched, example, weigh, layer_matrix(watched), 0.5 if case == "rollout" else 1)
         assert (got[example] - want).abs().max() < 1e-9 * want.abs().max()
 
 
 def test_gradient_x_activation_start():
-    """The read-out rows by relu(Σ_c x ∂y/∂x) at the last residual, against a uniform start on a model of one block per stage."""
+    """The read-out rows are weighted by relu(Σ_c x ∂y/∂x) at the last residual sum with attention."""
     model = swin()
     got = TokenStatisticsRelevance(model, side="none", start="gradient_x_activation").attribute_tokens(IMAGES, target=2)
     watched = Watched(model, IMAGES, 2)

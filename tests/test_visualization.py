@@ -19,12 +19,10 @@ from captum_transformer_attr.visualization import (
     example_figures,
     image_figure,
     render_html,
-    save_html,
     save_png,
     text_records,
 )
 from captum_transformer_attr.visualization.colors import palette, scale_of, text_color
-from captum_transformer_attr.visualization.files import check_writable, write_files
 
 PICTURE = np.full((8, 12, 3), 128, dtype=np.uint8)
 
@@ -204,6 +202,35 @@ def test_figure_is_hot_where_the_scores_are() -> None:
     assert [axes.get_title() for axes in figure.axes][1] == "A"
 
 
+def test_maps_have_a_colour_scale_with_both_ends_and_a_heading() -> None:
+    maps = {"signed": np.linspace(-2, 2, 16).reshape(4, 4), "flat": np.ones((4, 4))}
+    figure = image_figure(ImagePanel("image", PICTURE, {"$a$ cat": maps}), title="$photo$.png")
+    _, signed, flat = figure.axes
+    (bar,) = signed.child_axes
+    assert np.asarray(bar.get_images()[0].get_array()).shape == (1, 256)
+    assert [text.get_text() for text in signed.texts] == ["-2", "2"]
+    assert not flat.child_axes and [text.get_text() for text in flat.texts] == ["all scores equal"]
+    assert figure.get_suptitle() == "$photo$.png"
+    figure.canvas.draw()  # dollar signs are no formula
+
+
+def test_legends_are_those_of_what_is_shown() -> None:
+    words, pictures = (render_html(Report("x", (example,))) for example in (text_example(), image_example()))
+    assert "line of text" in words and "words: against" in words and 'id="opacity"' not in words
+    assert "low to high" not in words and "Each map" not in words
+    assert "low to high" in pictures and "Each map" in pictures and "line of text" not in pictures
+
+
+def test_several_texts_are_told_apart() -> None:
+    scores = {"cat": {"A": np.array([1.0, 2.0])}}
+    example = Example("e", (TextPanel("text read", ("a", "b"), scores), TextPanel("written", ("c", "d"), scores)))
+    page = render_html(Report("x", (example,)))
+    assert re.findall("<h3>([^<]*)", page) == ["text read", "written"]
+    assert "<h3>" not in render_html(Report("x", (text_example(),)))
+    shown = [[text.get_text() for text in figure.axes[0].texts] for figure in example_figures(example)]
+    assert shown[0][0] == "cat  (text read)" and shown[1][0] == "cat  (written)"
+
+
 def test_flat_and_signed_maps_can_be_drawn(tmp_path: Path) -> None:
     scores = {"cat": {"zero": np.zeros((4, 4)), "signed": np.linspace(-1, 1, 16).reshape(4, 4)}}
     save_png(Report("x", (Example("e", (ImagePanel("image", PICTURE, scores),)), text_example())), tmp_path / "a.png")
@@ -227,29 +254,3 @@ def test_text_records_are_within_captums_range() -> None:
     for record in records:
         assert record.word_attributions.abs().max() == 1.0
         assert record.raw_input_ids == ["a", "b", "c"]
-
-
-def test_files_appear_all_or_none(tmp_path: Path) -> None:
-    def fail(path: Path) -> None:
-        path.write_text("half")
-        raise RuntimeError("full disk")
-
-    first, second = tmp_path / "a.txt", tmp_path / "b.txt"
-    with pytest.raises(RuntimeError):
-        write_files({first: lambda path: None, second: fail})
-    assert list(tmp_path.iterdir()) == []
-    first.write_text("old")
-    with pytest.raises(RuntimeError):
-        write_files({first: lambda path: None, second: fail})
-    assert first.read_text() == "old"
-    write_files({first: lambda path: None if path.write_text("new") else None})
-    assert first.read_text() == "new" and list(tmp_path.iterdir()) == [first]
-
-
-def test_unwritable_outputs_are_named(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="is a folder"):
-        check_writable(tmp_path)
-    with pytest.raises(OSError, match="does not exist"):
-        check_writable(tmp_path / "missing" / "a.html")
-    with pytest.raises(OSError, match="does not exist"):
-        write_files({tmp_path / "missing" / "a.html": lambda path: save_html(Report("x"), path)})

@@ -30,6 +30,25 @@ class Block(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
+class WatchedAttention(nn.Module):
+    """Two heads written out, with a norm in front; ``maps`` keeps the average over heads of every call."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.norm, self.qkv, self.proj = nn.LayerNorm(width), nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.maps = []
+
+    def forward(self, x, source=None):
+        q = self.qkv(self.norm(x)).chunk(3, -1)[0].unflatten(-1, (2, -1)).transpose(1, 2)
+        k, v = (
+            t.unflatten(-1, (2, -1)).transpose(1, 2)
+            for t in self.qkv(self.norm(x if source is None else source)).chunk(3, -1)[1:]
+        )
+        a = (q @ k.transpose(-1, -2) / 2).softmax(-1)
+        self.maps.append(a.detach().mean(1))
+        return self.proj((a @ v).transpose(1, 2).flatten(2))
+
+
 class TinyViT(nn.Module):
     """Class token, positional embedding, two blocks; ``extra`` scales the logits (an additional forward argument)."""
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +20,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from benchmarks.data_folder import data_folder
+
 IMAGE_SIZE = 64
 GRID_SIZE = 8
 PATCH_SIZE = IMAGE_SIZE // GRID_SIZE
 FEATURE_DIM = 3 * PATCH_SIZE**2 + 2 * GRID_SIZE
-
-PROJECT_ROOT = Path(__file__).resolve().parents[2]
 
 Images = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
@@ -55,14 +54,9 @@ class EasyVqaSplit:
         return len(self.questions)
 
 
-def data_dir() -> Path:
-    """The folder of the shared data: environment variable ``CTA_DATA`` or ``../shared/data`` beside the project."""
-    return Path(os.environ.get("CTA_DATA") or PROJECT_ROOT.parent / "shared" / "data")
-
-
 def archive_path() -> Path:
     """Where the easy-VQA archive is expected; the file may be missing."""
-    return data_dir() / "easy_vqa" / "easy_vqa.tar.gz"
+    return data_folder() / "easy_vqa" / "easy_vqa.tar.gz"
 
 
 def load_easy_vqa(split: Literal["train", "test"], archive: Path | None = None) -> EasyVqaSplit:

@@ -36,7 +36,9 @@ Checkpoint = Annotated[
     Path | None, typer.Option(help="Local weights: safetensors, or a torch file that holds nothing but weights.")
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... or auto.")]
-Classes = Annotated[int | None, typer.Option("--num-classes", help="Outputs of the checkpoint, if not the default.")]
+Classes = Annotated[
+    int | None, typer.Option("--num-classes", min=1, help="Outputs of the checkpoint, if not the default.")
+]
 Size = Annotated[
     str | None, typer.Option(help="Image input size instead of the model's own: 224 or 224x320 (height x width).")
 ]

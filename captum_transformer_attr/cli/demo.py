@@ -22,8 +22,8 @@ from captum_transformer_attr.digit_scenes import DigitScenes, load_swin, load_vi
 from captum_transformer_attr.loading import ImageModel
 from captum_transformer_attr.loading.timm_models import image_model
 from captum_transformer_attr.metrics import mass_in_mask, pointing_game
+from captum_transformer_attr.output_files import check_writable, write_files
 from captum_transformer_attr.visualization import Example, Report, Table, save_html, save_png
-from captum_transformer_attr.visualization.files import check_writable, write_files
 
 METHODS = (
     "TransformerRelevance",

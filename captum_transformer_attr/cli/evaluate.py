@@ -48,7 +48,7 @@ from captum_transformer_attr.evaluation.digits import DigitTask
 from captum_transformer_attr.evaluation.images import METRICS as IMAGE_METRICS
 from captum_transformer_attr.evaluation.texts import METRICS as TEXT_METRICS
 from captum_transformer_attr.loading import ImageModel, PreprocessingOptions, TextModel, load_model
-from captum_transformer_attr.visualization.files import check_writable, write_files
+from captum_transformer_attr.output_files import check_apart, check_writable, write_texts
 
 DEFAULT_METHODS = (
     "TransformerRelevance",
@@ -134,6 +134,8 @@ def run_evaluate(request: EvaluateRequest) -> None:
     files = {} if request.output is None else {kind: _with_suffix(request.output, kind) for kind in (".md", ".json")}
     for path in files.values():
         check_writable(path)
+    given = (request.path, request.annotations, request.checkpoint, request.model)
+    check_apart(files.values(), filter(None, given))
     task = _task(request)
     with progress_bar() as progress:
         bar = progress.add_task("evaluating", total=len(methods) * len(task.indices))
@@ -155,12 +157,7 @@ def run_evaluate(request: EvaluateRequest) -> None:
     page = as_markdown([result], about, result.title)
     content = json.dumps(as_json([result], about), indent=1) + "\n"
     if files:
-        write_files(
-            {
-                files[".md"]: lambda path: _write(path, page),
-                files[".json"]: lambda path: _write(path, content),
-            }
-        )
+        write_texts({files[".md"]: page, files[".json"]: content})
         print(f"wrote {files['.md']} and {files['.json']}", file=sys.stderr)
     if request.json:
         print(content, end="")
@@ -220,10 +217,6 @@ def _with_suffix(path: Path, suffix: str) -> Path:
     return (
         path if path.suffix == suffix else path.with_name(path.name.removesuffix(".md").removesuffix(".json") + suffix)
     )
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
 
 
 def _print(result: TaskResult) -> None:

@@ -39,9 +39,9 @@ from captum_transformer_attr.loading import (
     read_labels,
 )
 from captum_transformer_attr.loading.words import Merge
+from captum_transformer_attr.output_files import check_apart, check_writable, write_files
 from captum_transformer_attr.recording.targets import Contrast
 from captum_transformer_attr.visualization import Example, ImagePanel, Report, TextPanel, save_html, save_png
-from captum_transformer_attr.visualization.files import check_writable, write_files
 
 DEFAULT_METHODS = ("TransformerRelevance", "AttentionRelevance", "AttentionRollout")
 
@@ -78,22 +78,22 @@ def run_explain(request: ExplainRequest) -> None:
     methods = resolve(split_commas(request.methods) or DEFAULT_METHODS)
     if request.merge not in get_args(Merge):
         raise InputError(f"--merge must be one of {', '.join(get_args(Merge))}, not {request.merge!r}")
-    for path in (request.png, request.html):
-        if path is not None:
-            check_writable(path)
+    outputs = [path for path in (request.png, request.html) if path is not None]
+    for path in outputs:
+        check_writable(path)
+    check_apart(outputs, [*request.inputs, request.model, *filter(None, (request.checkpoint, request.labels))])
     device = torch_device(request.device)
     labels = None if request.labels is None else read_labels(request.labels)
     loaded = load_model(
         request.model, request.checkpoint, request.preprocessing, class_count=request.class_count
     ).with_labels(labels)
     loaded = loaded.to(device, None)
-    if request.generate and not isinstance(loaded, LanguageModel):
-        raise InputError(f"--generate goes with language models; {loaded.name} is none")
+    _check_options(loaded, request)
     cases = [case for given in request.inputs for case in _cases(loaded, given, request, device)]
     with progress_bar() as progress:
         examples = explain_cases(loaded.model, cases, methods, progress)
     report = Report(
-        title=f"What {Path(request.model).name} looks at",
+        title=f"What {Path(request.model).name} goes by",
         examples=examples,
         description=f"Methods: {', '.join(method.name for method in methods)}.",
     )
@@ -105,6 +105,26 @@ def run_explain(request: ExplainRequest) -> None:
         _print(examples)
 
 
+def _check_options(loaded: LoadedModel, request: ExplainRequest) -> None:
+    """Refuse options that mean nothing to this kind of model.
+
+    Raises:
+        InputError: naming the option.
+    """
+    if request.generate and not isinstance(loaded, LanguageModel):
+        raise InputError(f"--generate goes with language models; {loaded.name} is none")
+    if request.texts and not isinstance(loaded, AnswerModel | RegionAnswerModel | PairModel):
+        raise InputError(f"--text goes with models that read an image and a text; {loaded.name} does not")
+    if request.targets and isinstance(loaded, PairModel):
+        raise InputError(
+            f"--target goes with classes; {loaded.name} compares an image with texts: name them with --text"
+        )
+    if request.labels is not None and isinstance(loaded, LanguageModel | PairModel):
+        raise InputError(f"--labels goes with classes; {loaded.name} has none")
+    if request.preprocessing != PreprocessingOptions() and not hasattr(loaded, "preprocessing"):
+        raise InputError(f"--size, --mean, --std and --squash go with models that read images; {loaded.name} does not")
+
+
 def _cases(loaded: LoadedModel, given: str, request: ExplainRequest, device: torch.device) -> list[Case]:
     merge, targets, top = cast(Merge, request.merge), request.targets, request.top
     if isinstance(loaded, PairModel):
@@ -113,8 +133,6 @@ def _cases(loaded: LoadedModel, given: str, request: ExplainRequest, device: tor
         return answer_cases(loaded, given, request.texts, targets, top, device, merge)
     if isinstance(loaded, RegionAnswerModel):
         return region_cases(loaded, given, request.texts, targets, top, device, merge)
-    if request.texts:
-        raise InputError(f"--text goes with models that read an image and a text; {loaded.name} does not")
     if isinstance(loaded, ImageModel):
         return [image_case(loaded, given, targets, top, device)]
     if isinstance(loaded, DetectionModel):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from captum_transformer_attr.comparison.float_view import FloatView
 from captum_transformer_attr.comparison.grad_cam_layer import channels_first, last_token_layer, spread_over_input
+from captum_transformer_attr.errors import InputError
 
 GRID = 14
 """Perturbation methods divide an image into about this many squares per side, as a ViT of patch size 16 does."""
@@ -77,16 +79,31 @@ def _same_random_numbers() -> Iterator[None]:
 
 
 def occlusion(view: FloatView, target: Any) -> tuple[Tensor, ...]:
-    """Captum's ``Occlusion``: a square of an image, or one token, set to zero at a time."""
-    windows = tuple(_window(tensor) for tensor in view.features)
-    return Occlusion(view).attribute(
-        view.features,
-        windows,
-        strides=windows,
+    """Captum's ``Occlusion``: a square of an image, or one token, set to zero at a time.
+
+    Each input on its own: for several at once Captum 0.9 makes masks on the CPU, wherever the inputs are.
+    """
+    return tuple(_occlusion_of(view, target, i) for i in range(len(view.features)))
+
+
+def _occlusion_of(view: FloatView, target: Any, i: int) -> Tensor:
+    """Of the i-th input; the other inputs are arguments that stay as they are."""
+
+    def forward(tensor: Tensor, *others: Any) -> Tensor:
+        output: Tensor = view(*others[:i], tensor, *others[i:])
+        return output
+
+    others = (*view.features[:i], *view.features[i + 1 :], *view.others)
+    window = _window(view.features[i])
+    scores: Tensor = Occlusion(forward).attribute(
+        view.features[i],
+        window,
+        strides=window,
         target=target,
         perturbations_per_eval=PERTURBATIONS_PER_FORWARD,
-        **_call(view),
+        additional_forward_args=others or None,
     )
+    return scores
 
 
 def feature_ablation(view: FloatView, target: Any) -> tuple[Tensor, ...]:
@@ -105,12 +122,15 @@ def feature_ablation(view: FloatView, target: Any) -> tuple[Tensor, ...]:
     )
 
 
-def layer_grad_cam(view: FloatView, target: Any, *, layer: nn.Module | None = None) -> tuple[Tensor, ...]:
-    """Captum's ``LayerGradCam`` on the input of ``layer``, by default the last one whose tokens all matter.
+def layer_grad_cam(view: FloatView, target: Any, *, layer: nn.Module | str | None = None) -> tuple[Tensor, ...]:
+    """Captum's ``LayerGradCam`` on the input of ``layer`` (or its path); by default the last whose tokens all matter.
 
     Only the first explained input gets scores: a layer belongs to one sequence of tokens.
+
+    Raises:
+        InputError: if the model has no such layer.
     """
-    chosen = last_token_layer(view, target) if layer is None else layer
+    chosen = last_token_layer(view, target) if layer is None else _module(view.model, layer)
     with channels_first(chosen) as shown:
         cam = LayerGradCam(view, shown).attribute(
             _leaves(view), target=target, relu_attributions=True, attr_dim_summation=True, **_call(view)
@@ -118,6 +138,17 @@ def layer_grad_cam(view: FloatView, target: Any, *, layer: nn.Module | None = No
     scores = cam[0] if isinstance(cam, tuple) else cam
     first = spread_over_input(scores[:, 0].detach(), view.features[0])
     return first, *(torch.zeros_like(tensor) for tensor in view.features[1:])
+
+
+def _module(model: nn.Module, layer: nn.Module | str) -> nn.Module:
+    if isinstance(layer, nn.Module):
+        return layer
+    modules = dict(model.named_modules())
+    if layer not in modules:
+        near = difflib.get_close_matches(str(layer), modules, n=3, cutoff=0.3)
+        hint = f"; similar: {', '.join(near)}" if near else ""
+        raise InputError(f"method LayerGradCam: the model has no layer {layer!r}{hint}")
+    return modules[layer]
 
 
 def _window(tensor: Tensor) -> tuple[int, ...]:

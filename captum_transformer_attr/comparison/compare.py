@@ -108,8 +108,8 @@ class Comparison:
         if entry is None and isinstance(self.inputs, Mapping):
             entry = next(iter(self.results[0].attributions))
         examples = len(self.results[0].scores(entry))
-        if not -examples <= index < examples:
-            raise InputError(f"index={index}: the batch has {examples} examples, 0 to {examples - 1}")
+        if not isinstance(index, int) or not -examples <= index < examples:
+            raise InputError(f"index={index!r}: the batch has {examples} examples, 0 to {examples - 1}")
         label = label or f"target {_target_of(self.target, index)}"
         maps = {label: {result.name: result.scores(entry)[index].cpu().numpy() for result in self.results}}
         if next(iter(maps[label].values())).ndim == 2:

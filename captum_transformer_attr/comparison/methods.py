@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import difflib
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,8 @@ import captum_transformer_attr
 from captum_transformer_attr.comparison.captum_methods import CAPTUM_METHODS
 from captum_transformer_attr.comparison.float_view import FloatView
 from captum_transformer_attr.errors import InputError
-from captum_transformer_attr.recording.targets import Contrast
+from captum_transformer_attr.recording.mismatch import refuse_mismatch
+from captum_transformer_attr.recording.targets import Contrast, select
 
 NEED_LAYER = ("LayerTransformerLRP", "NeuronTransformerLRP")
 """Classes that explain a layer instead of the input, and so cannot be called by name alone."""
@@ -82,6 +83,8 @@ def resolve(methods: Sequence[Any]) -> list[Method]:
     Raises:
         InputError: if a method is unknown, or one is named twice.
     """
+    if not isinstance(methods, str | Iterable):
+        raise InputError(f"methods must hold names or attribution objects, got {type(methods).__name__}")
     resolved = []
     for entry in [methods] if isinstance(methods, str) else methods:
         if isinstance(entry, Method):
@@ -130,6 +133,9 @@ def _check_options(name: str, function: Callable[..., Any], options: dict[str, A
             raise InputError(
                 f"method {name}: {key}={value!r} is no {'truth value' if isinstance(default, bool) else 'number'}"
             )
+        # Whole numbers among the options of Captum's methods are counts of steps and samples.
+        if name in CAPTUM_METHODS and isinstance(default, int) and not (isinstance(value, int) and value >= 1):
+            raise InputError(f"method {name}: {key}={value!r} must be a whole number from 1 on")
 
 
 def _our_call(name: str, options: dict[str, Any]) -> Callable[[nn.Module, Any, Any], Any]:
@@ -163,9 +169,21 @@ def _captum_call(name: str, options: dict[str, Any]) -> Callable[[nn.Module, Any
             )
         with _evaluating(model):
             view = FloatView(model, inputs, contrast)
-            # Called under no_grad as well, like our own classes.
-            with torch.enable_grad():
-                return view.restore(tuple(function(view, None if contrast else target, **options)))
+            asked = None if contrast else target
+            try:
+                # Called under no_grad as well, like our own classes.
+                with torch.enable_grad():
+                    found = tuple(function(view, asked, **options))
+                if any(a.shape != b.shape for a, b in zip(found, view.features, strict=True)):
+                    raise IndexError("several outputs were explained")  # by Captum's ablations, without a target
+            except (AssertionError, IndexError) as error:
+                # Captum says so of a wrong target, among other things; a right one selects a number per example.
+                select(view(*view.features, *view.others), asked)
+                raise InputError(f"{name}: {error}") from error
+            except RuntimeError as error:
+                refuse_mismatch(model, view.inputs, error)
+                raise
+            return view.restore(found)
 
     return attribute
 

@@ -1,8 +1,8 @@
 """Digit scenes: real handwritten digits on a cluttered canvas, with exact masks, and two tiny transformers for them."""
 
-from .digits import load_digit_images
-from .models import ModelInfo, checkpoint_path, load_swin, load_vit, model_info
-from .scenes import CANVAS_SIZE, CLASS_NAMES, DigitScenes, make_scenes
+from captum_transformer_attr.digit_scenes.digits import load_digit_images
+from captum_transformer_attr.digit_scenes.models import ModelInfo, checkpoint_path, load_swin, load_vit, model_info
+from captum_transformer_attr.digit_scenes.scenes import CANVAS_SIZE, CLASS_NAMES, DigitScenes, make_scenes
 
 __all__ = [
     "CANVAS_SIZE",

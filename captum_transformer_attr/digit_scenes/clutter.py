@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .drawing import paste, rotated_tiles, segments
+from captum_transformer_attr.digit_scenes.drawing import paste, rotated_tiles, segments
 
 _STROKES = 5
 _FRAGMENTS = 6

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor, nn
+
+from captum_transformer_attr.output_files import write_files
 
 if TYPE_CHECKING:
     from timm.models.swin_transformer import SwinTransformer
@@ -49,11 +49,11 @@ class ModelInfo:
 
 
 def load_vit() -> VisionTransformer:
-    """ViT with a class token, a convolutional stem to 16 x 16 tokens and 4 blocks; 10 independent logits, one per digit.
+    """ViT with a class token, a convolutional stem to 16 x 16 tokens and 4 blocks.
 
-    Input is ``(N, 3, 64, 64)``, normalised by :meth:`ModelInfo.normalize` of ``model_info("vit")``. The weights are
-    float32 and frozen, the model is in eval mode. ``model.pretrained_cfg`` holds size, mean, std and label names where
-    timm's own models have them.
+    It has 10 independent logits, one per digit. Input is ``(N, 3, 64, 64)``, normalised by
+    :meth:`ModelInfo.normalize` of ``model_info("vit")``. The weights are float32 and frozen, the model is in eval mode.
+    ``model.pretrained_cfg`` holds size, mean, std and label names where timm's own models have them.
 
     Raises:
         ImportError: timm or safetensors is not installed (``pip install 'captum-transformer-attr[vision]'``).
@@ -132,15 +132,8 @@ def save(model: nn.Module, info: ModelInfo, path: Path) -> None:
     from safetensors.torch import save_file
 
     weights = {name: value.half().contiguous() for name, value in model.state_dict().items()}
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    os.close(handle)
-    try:
-        save_file(weights, temporary, metadata={key: json.dumps(value) for key, value in vars(info).items()})
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    metadata = {key: json.dumps(value) for key, value in vars(info).items()}
+    write_files({path: lambda temporary: save_file(weights, temporary, metadata=metadata)})
 
 
 def _load(architecture: Architecture) -> Any:

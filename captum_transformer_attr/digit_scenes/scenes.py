@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .clutter import draw_background, draw_fragments, random_colours
-from .digits import Split, load_digit_images
-from .drawing import paste, rotated_tiles
+from captum_transformer_attr.digit_scenes.clutter import draw_background, draw_fragments, random_colours
+from captum_transformer_attr.digit_scenes.digits import Split, load_digit_images
+from captum_transformer_attr.digit_scenes.drawing import paste, rotated_tiles
 
 CANVAS_SIZE = 64
 CLASS_NAMES = tuple(str(digit) for digit in range(10))
@@ -79,18 +79,8 @@ def make_scenes(
         ValueError: an argument out of its range, or more digits than the canvas has room for.
         ImportError: scikit-learn is not installed (``pip install 'captum-transformer-attr[cli]'``).
     """
+    _check(count, canvas_size, digits_per_scene)
     fewest, most = digits_per_scene
-    if count < 1:
-        raise ValueError(f"count must be at least 1, got {count}")
-    if canvas_size < 24:
-        raise ValueError(f"canvas_size must be at least 24 pixels, got {canvas_size}")
-    # Whole random layouts are drawn until one fits: quick up to four digits that cover less than half of the canvas.
-    room = min(4, max(1, int(0.5 * (canvas_size / (_DIGIT_SIZES[1] + _GAP)) ** 2)))
-    if not 0 <= fewest <= most <= room:
-        raise ValueError(
-            f"digits_per_scene must be (fewest, most) within 0..{room} on a {canvas_size}-pixel canvas, "
-            f"got {digits_per_scene}"
-        )
     images, classes = load_digit_images(split)
     rng = np.random.default_rng(seed)
 
@@ -104,17 +94,8 @@ def make_scenes(
 
     backgrounds = draw_fragments(rng, backgrounds, images, centres, sizes, present)
 
-    ink = rotated_tiles(
-        images[torch.from_numpy(chosen_ids)].flatten(0, 1),
-        torch.from_numpy(sizes).flatten(),
-        torch.from_numpy(rng.uniform(-_MAX_ROTATION, _MAX_ROTATION, size=sizes.size)),
-        _TILE,
-    )
-    ink = torch.where(ink < _FAINTEST_INK, 0, ink).view(count, slots, _TILE, _TILE)
-    ink = ink * torch.from_numpy(present).float()[:, :, None, None]
-    opacity = paste(ink, torch.from_numpy(centres), canvas_size)
-    # The corners of two rotated fields may touch: the pixel goes to the digit drawn first.
-    opacity = torch.where(opacity.cumsum(1) > opacity, 0, opacity)
+    digits = images[torch.from_numpy(chosen_ids)].flatten(0, 1)
+    opacity = _opacities(rng, digits, sizes, centres, present, canvas_size)
     colours = random_colours(rng, (count, slots))
 
     weight = opacity.sum(1, keepdim=True)
@@ -128,6 +109,44 @@ def make_scenes(
     digit_ids[rows, chosen_classes[rows, slot_index]] = torch.from_numpy(chosen_ids[rows, slot_index])
     labels = (digit_ids >= 0).float()
     return DigitScenes(scene_images, labels, masks, _boxes(masks), backgrounds, digit_ids)
+
+
+def _check(count: int, canvas_size: int, digits_per_scene: tuple[int, int]) -> None:
+    """Refuses arguments of `make_scenes` out of their range."""
+    fewest, most = digits_per_scene
+    if count < 1:
+        raise ValueError(f"count must be at least 1, got {count}")
+    if canvas_size < 24:
+        raise ValueError(f"canvas_size must be at least 24 pixels, got {canvas_size}")
+    # Whole random layouts are drawn until one fits: quick up to four digits that cover less than half of the canvas.
+    room = min(4, max(1, int(0.5 * (canvas_size / (_DIGIT_SIZES[1] + _GAP)) ** 2)))
+    if not 0 <= fewest <= most <= room:
+        raise ValueError(
+            f"digits_per_scene must be (fewest, most) within 0..{room} on a {canvas_size}-pixel canvas, "
+            f"got {digits_per_scene}"
+        )
+
+
+def _opacities(
+    rng: np.random.Generator,
+    digits: Tensor,
+    sizes: np.ndarray,
+    centres: np.ndarray,
+    present: np.ndarray,
+    canvas_size: int,
+) -> Tensor:
+    """Ink of randomly rotated digits ``(N * K, h, w)`` at their centres on the canvas, ``(N, K, S, S)`` in [0, 1]."""
+    ink = rotated_tiles(
+        digits,
+        torch.from_numpy(sizes).flatten(),
+        torch.from_numpy(rng.uniform(-_MAX_ROTATION, _MAX_ROTATION, size=sizes.size)),
+        _TILE,
+    )
+    ink = torch.where(ink < _FAINTEST_INK, 0, ink).view(*sizes.shape, _TILE, _TILE)
+    ink = ink * torch.from_numpy(present).float()[:, :, None, None]
+    opacity = paste(ink, torch.from_numpy(centres), canvas_size)
+    # The corners of two rotated fields may touch: the pixel goes to the digit drawn first.
+    return torch.where(opacity.cumsum(1) > opacity, 0, opacity)
 
 
 def _random_member(rng: np.random.Generator, classes: np.ndarray, wanted: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
@@ -84,6 +85,22 @@ def scatter(container: Any, rows: Tensor, values: Any) -> Any:
     if isinstance(container, tuple):
         return tuple(scatter(one, rows, other) for one, other in zip(container, values, strict=True))
     return {name: scatter(one, rows, values[name]) for name, one in container.items()}
+
+
+def once_per_class(batch: Batch, roles: Sequence[str], compute: Callable[[str, Tensor], Any]) -> dict[str, Any]:
+    """What `compute(role, rows)` gives for every role; an example whose roles are the same class is computed once.
+
+    Args:
+        batch: whose targets say which class a role is.
+        roles: in the order in which they are computed; the first one for all examples.
+        compute: a tensor, mapping or tuple of tensors with one row for each of the rows (indices) it is given.
+    """
+    first, *others = roles
+    results = {first: compute(first, torch.arange(len(batch), device=batch.logits.device))}
+    for role in others:
+        rows = (batch.targets[role] != batch.targets[first]).nonzero().flatten()
+        results[role] = scatter(results[first], rows, compute(role, rows)) if len(rows) else results[first]
+    return results
 
 
 def runner_up(logits: Tensor, chosen: Tensor) -> Tensor:

@@ -7,10 +7,8 @@ from typing import Any, Literal
 
 import torch
 
-from captum_transformer_attr.datasets import Skipped
 from captum_transformer_attr.digit_scenes import DigitScenes, load_swin, load_vit, make_scenes, model_info
 from captum_transformer_attr.evaluation.batch import Batch
-from captum_transformer_attr.evaluation.images import weight_sum
 from captum_transformer_attr.evaluation.measures import (
     ORDERS,
     Discriminativeness,
@@ -20,7 +18,7 @@ from captum_transformer_attr.evaluation.measures import (
     Saco,
     Segmentation,
 )
-from captum_transformer_attr.evaluation.task import Task, chosen
+from captum_transformer_attr.evaluation.task import Task, batched, chosen
 from captum_transformer_attr.metrics import PixelRemoval
 
 METRICS = ("perturbation", "perturbation-squares", "saco", "pointing", "segmentation", "discriminativeness")
@@ -64,23 +62,19 @@ class DigitTask(Task):
             "perturbation-squares": [
                 Perturbation(squares, order, ("label",), measure="sigmoid", label="squares") for order in ORDERS
             ],
-            "saco": [Saco(PixelRemoval("mean"), measure="sigmoid", roles=("label",))],
+            "saco": [Saco(PixelRemoval("mean"), measure="sigmoid", role="label")],
             "pointing": [Pointing()],
             "segmentation": [Segmentation("label")],
             "discriminativeness": [Discriminativeness(("label", "other"))],
         }
         return chosen(available, self.metrics)
 
-    @property
-    def skipped(self) -> list[Skipped]:
-        return []
-
     def batches(self, batch_size: int) -> Iterator[Batch]:
         if self._scenes is None:
             self._scenes = make_scenes(max(self.indices) + 1, "test", self.seed)
         scenes = self._scenes
-        for start in range(0, len(self.indices), batch_size):
-            rows = torch.tensor(self.indices[start : start + batch_size])
+        for indices in batched(self.indices, batch_size):
+            rows = torch.tensor(indices)
             inputs = self.info.normalize(scenes.images[rows]).to(self.device)
             with torch.no_grad():
                 logits = self.model(inputs)
@@ -88,18 +82,12 @@ class DigitTask(Task):
             # Which two of up to four digits turns with the scene, so that no digit is preferred.
             turned = [
                 digits[row % len(digits) :] + digits[: row % len(digits)]
-                for row, digits in zip(rows.tolist(), present, strict=True)
+                for row, digits in zip(indices, present, strict=True)
             ]
             targets = {role: torch.tensor([d[place] for d in turned]) for place, role in enumerate(("label", "other"))}
             masks = {role: scenes.masks[rows, target] for role, target in targets.items()}
-            names = [f"scene {row}" for row in rows.tolist()]
+            names = [f"scene {row}" for row in indices]
             yield Batch(names, inputs, logits, targets, masks).to(self.device)
 
     def description(self) -> dict[str, Any]:
-        return {
-            "task": self.name,
-            "metrics": self.metrics,
-            "indices": self.indices,
-            "seed": self.seed,
-            "weights": weight_sum(self.model),
-        }
+        return {**super().description(), "metrics": self.metrics, "seed": self.seed}

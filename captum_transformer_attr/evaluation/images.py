@@ -23,7 +23,7 @@ from captum_transformer_attr.evaluation.measures import (
     Saco,
     Segmentation,
 )
-from captum_transformer_attr.evaluation.task import Task, chosen
+from captum_transformer_attr.evaluation.task import Task, batched, chosen
 from captum_transformer_attr.loading import ImageModel
 from captum_transformer_attr.metrics import PixelRemoval
 
@@ -95,14 +95,8 @@ class ImageTask(Task):
         return self.reader.skipped
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
-        waiting: list[ImageExample] = []
-        for _, example in self.reader.examples(self.indices):
-            waiting.append(example)
-            if len(waiting) == batch_size:
-                yield self._batch(waiting)
-                waiting = []
-        if waiting:
-            yield self._batch(waiting)
+        examples = (example for _, example in self.reader.examples(self.indices))
+        return map(self._batch, batched(examples, batch_size))
 
     def _batch(self, examples: list[ImageExample]) -> Batch:
         pixels = torch.stack([self.loaded.preprocessing(Image.fromarray(e.image)) for e in examples]).to(self.device)
@@ -111,10 +105,10 @@ class ImageTask(Task):
         logits = output if isinstance(output, Tensor) else output["logits"]
         predicted = logits.argmax(1)
         targets = {"predicted": predicted, "other": runner_up(logits, predicted)}
-        if any("label" in m.roles or getattr(m, "asked", "") == "label" for m in self.measures):
+        if any("label" in measure.known_roles for measure in self.measures):
             targets["label"] = self._labels(examples, logits)
         masks = {}
-        if {"pointing", "segmentation"} & set(self.metrics):
+        if any(measure.needs_masks for measure in self.measures):
             size = (int(pixels.shape[2]), int(pixels.shape[3]))
             masks[self.mask_role] = torch.stack([resized_mask(e.mask(), size) for e in examples]).to(self.device)
         return Batch([e.name for e in examples], pixels, logits, targets, masks)
@@ -130,13 +124,11 @@ class ImageTask(Task):
 
     def description(self) -> dict[str, Any]:
         return {
-            "task": self.name,
+            **super().description(),
             "model": self.loaded.name,
             "metrics": self.metrics,
             "mask_role": self.mask_role,
             "square": self.square,
-            "indices": self.indices,
-            "weights": weight_sum(self.model),
         }
 
 
@@ -161,8 +153,3 @@ def resized_mask(mask: np.ndarray, size: tuple[int, int]) -> Tensor:
         column = int(columns.mean() * width / mask.shape[1])
         result[row, column] = True
     return result
-
-
-def weight_sum(model: torch.nn.Module) -> float:
-    """One number that changes when any weight does (for practical purposes)."""
-    return float(sum(value.detach().double().abs().sum().item() for value in model.state_dict().values()))

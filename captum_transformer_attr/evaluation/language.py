@@ -8,11 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_transformer_attr.datasets import Skipped
 from captum_transformer_attr.evaluation.batch import Batch, runner_up
-from captum_transformer_attr.evaluation.images import weight_sum
 from captum_transformer_attr.evaluation.measures import ORDERS, Measure, Perturbation, Saco
-from captum_transformer_attr.evaluation.task import Task, chosen
+from captum_transformer_attr.evaluation.task import Task, batched, chosen
 from captum_transformer_attr.metrics import TokenRemoval
 
 METRICS = ("perturbation", "saco")
@@ -71,14 +69,9 @@ class LanguageTask(Task):
         }
         return chosen(available, self.metrics)
 
-    @property
-    def skipped(self) -> list[Skipped]:
-        return []
-
     def batches(self, batch_size: int) -> Iterator[Batch]:
-        for start in range(0, len(self.indices), batch_size):
-            rows = self.indices[start : start + batch_size]
-            ids = self.prompts[list(rows)].to(self.device)
+        for rows in batched(self.indices, batch_size):
+            ids = self.prompts[rows].to(self.device)
             inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
             with torch.no_grad():
                 logits = self.model(**inputs)
@@ -87,13 +80,8 @@ class LanguageTask(Task):
             yield Batch([f"prompt {row}" for row in rows], inputs, logits, targets)
 
     def description(self) -> dict[str, Any]:
-        return {
-            "task": self.name,
-            "metrics": self.metrics,
-            "indices": self.indices,
-            "prompts": [int(self.prompts.sum()), *self.prompts.shape],
-            "weights": weight_sum(self.model),
-        }
+        prompts = [int(self.prompts.sum()), *self.prompts.shape]
+        return {**super().description(), "metrics": self.metrics, "prompts": prompts}
 
 
 def sampled_prompts(model: Any, count: int, length: int, seed: int = 0, first: int | None = None) -> Tensor:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 from captum_transformer_attr.evaluation.machine import described
 from captum_transformer_attr.evaluation.measures import Column
 from captum_transformer_attr.evaluation.run import TaskResult
+from captum_transformer_attr.output_files import write_texts
 
 ARROWS = {"lower": " ↓", "higher": " ↑", "": ""}
 NAMED_SKIPS = 5
@@ -39,10 +38,14 @@ def as_markdown(results: Sequence[TaskResult], circumstances: Mapping[str, Any],
 
 
 def write(results: Sequence[TaskResult], circumstances: Mapping[str, Any], stem: Path, title: str) -> None:
-    """Writes `<stem>.md` and `<stem>.json`; each is complete or not there."""
+    """Writes `<stem>.md` and `<stem>.json`, both or none; the folder is made if missing."""
     stem.parent.mkdir(parents=True, exist_ok=True)
-    write_text(stem.with_suffix(".json"), json.dumps(as_json(results, circumstances), indent=1) + "\n")
-    write_text(stem.with_suffix(".md"), as_markdown(results, circumstances, title))
+    write_texts(
+        {
+            stem.with_suffix(".json"): json.dumps(as_json(results, circumstances), indent=1) + "\n",
+            stem.with_suffix(".md"): as_markdown(results, circumstances, title),
+        }
+    )
 
 
 def _table(result: TaskResult) -> list[str]:
@@ -132,16 +135,3 @@ def _task_json(result: TaskResult) -> dict[str, Any]:
 def _finite(value: float) -> float | None:
     """JSON has no NaN."""
     return value if math.isfinite(value) else None
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file that is complete or not there."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

@@ -13,7 +13,7 @@ import torch
 
 from captum_transformer_attr.comparison import Method
 from captum_transformer_attr.errors import TransformerAttributionError
-from captum_transformer_attr.evaluation.batch import Batch, scatter, select
+from captum_transformer_attr.evaluation.batch import Batch, once_per_class, select
 from captum_transformer_attr.evaluation.measures import Column
 from captum_transformer_attr.evaluation.store import Progress, Store
 from captum_transformer_attr.evaluation.task import Task
@@ -89,16 +89,18 @@ def evaluate(
             attributions are always computed in the model's own.
     """
     store = Store(folder)
-    # An interrupted method goes on at a batch's end, which lies elsewhere for another batch size.
-    description = {**task.description(), "batch_size": batch_size}
+    description = task.description()
     if precision is not None:
         description["precision"] = str(precision)
     forward = task.model if precision is None else autocast_forward(task.model, precision, task.device)
+    # An interrupted method goes on at a batch's end, which lies elsewhere for another batch size.
+    stored = {**description, "batch_size": batch_size}
+    run = _Run(task, store, stored, batch_size, advance, save_every)
     rows = []
     for method in methods:
         progress = Progress({measure.name: measure.accumulator(forward) for measure in task.measures})
-        store.load(description, method.name, progress)
-        _run(task, method, progress, store, description, batch_size, advance, save_every)
+        store.load(stored, method.name, progress)
+        run.measure(method, progress)
         columns: list[Column] = []
         if not progress.error:
             for measure in task.measures:
@@ -106,8 +108,7 @@ def evaluate(
         seconds = progress.seconds / max(progress.done, 1)
         rows.append(MethodRow(method.name, tuple(columns), seconds, progress.done, progress.error))
     skipped = tuple(entry.reason for entry in task.skipped)
-    described = {**task.description(), **({} if precision is None else {"precision": str(precision)})}
-    return TaskResult(task.name, task.title, tuple(rows), skipped, described)
+    return TaskResult(task.name, task.title, tuple(rows), skipped, description)
 
 
 def autocast_forward(
@@ -123,62 +124,63 @@ def autocast_forward(
 
 
 def attribute_roles(method: Method, task: Task, batch: Batch) -> dict[str, Any]:
-    """Attributions per role; examples whose class was explained for an earlier role are not explained again."""
-    maps: dict[str, Any] = {}
-    for role in task.roles:
-        target = batch.targets[role]
-        if maps:
-            known = next(iter(maps))
-            differ = (target != batch.targets[known]).nonzero().flatten()
-            if len(differ) == 0:
-                maps[role] = maps[known]
-                continue
-            if len(differ) < len(target):
-                some = method.attribute(task.model, select(batch.inputs, differ), target[differ])
-                maps[role] = scatter(maps[known], differ, some)
-                continue
-        maps[role] = method.attribute(task.model, batch.inputs, target)
-    return maps
+    """Attributions per role; examples whose class was explained for the first role are not explained again."""
+
+    def attributions(role: str, rows: torch.Tensor) -> Any:
+        return method.attribute(task.model, select(batch.inputs, rows), batch.targets[role][rows])
+
+    return once_per_class(batch, task.roles, attributions)
 
 
-def _run(
-    task: Task,
-    method: Method,
-    progress: Progress,
-    store: Store,
-    description: Mapping[str, Any],
-    batch_size: int,
-    advance: Advance | None,
-    save_every: float,
-) -> None:
-    total = len(task.indices)
-    if progress.finished:
-        if advance:
-            advance(method.name, total, total)
-        return
-    seen, saved = 0, time.monotonic()
-    for batch in task.batches(batch_size):
-        seen += len(batch)
-        if seen <= progress.done:
-            continue
+@dataclass(frozen=True)
+class _Run:
+    """One evaluation: a task, where finished work is kept, and the options of `evaluate`."""
+
+    task: Task
+    store: Store
+    description: Mapping[str, Any]
+    batch_size: int
+    advance: Advance | None
+    save_every: float
+
+    def measure(self, method: Method, progress: Progress) -> None:
+        """Brings one method to the end of the task, from where its progress stands."""
+        total = len(self.task.indices)
+        if progress.finished:
+            self._tell(method, total)
+            return
+        seen, saved = 0, time.monotonic()
+        for batch in self.task.batches(self.batch_size):
+            seen += len(batch)
+            if seen <= progress.done:
+                continue
+            try:
+                maps = self._attributions(method, batch, progress)
+            except TransformerAttributionError as error:
+                progress.error = " ".join(str(error).split())
+                break
+            for measure in self.task.measures:
+                accumulator = progress.accumulators[measure.name]
+                measure.update(accumulator, batch, maps, partial(method.attribute, self.task.model))
+            progress.done = seen
+            if time.monotonic() - saved > self.save_every:
+                self.store.save(self.description, method.name, progress)
+                saved = time.monotonic()
+            self._tell(method, seen)
+        progress.finished = True
+        self.store.save(self.description, method.name, progress)
+
+    def _attributions(self, method: Method, batch: Batch, progress: Progress) -> dict[str, Any]:
+        """By role; this alone is timed."""
         start = time.perf_counter()
-        try:
-            maps = attribute_roles(method, task, batch)
-        except TransformerAttributionError as error:
-            progress.error = " ".join(str(error).split())
-            break
-        _synchronize(task.device)
+        maps = attribute_roles(method, self.task, batch)
+        _synchronize(self.task.device)
         progress.seconds += time.perf_counter() - start
-        for measure in task.measures:
-            measure.update(progress.accumulators[measure.name], batch, maps, partial(method.attribute, task.model))
-        progress.done = seen
-        if time.monotonic() - saved > save_every:
-            store.save(description, method.name, progress)
-            saved = time.monotonic()
-        if advance:
-            advance(method.name, seen, total)
-    progress.finished = True
-    store.save(description, method.name, progress)
+        return maps
+
+    def _tell(self, method: Method, done: int) -> None:
+        if self.advance:
+            self.advance(method.name, done, len(self.task.indices))
 
 
 def _synchronize(device: torch.device) -> None:

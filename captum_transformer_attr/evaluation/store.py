@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import tempfile
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ import numpy as np
 import torch
 
 from captum_transformer_attr.metrics import Accumulator
+from captum_transformer_attr.output_files import write_files
 
 
 @dataclass
@@ -92,14 +91,7 @@ class Store:
             for key, value in accumulator.state_dict().items()
         }
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                np.savez(file, header=np.array(json.dumps(header)), **arrays)
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        write_files({path: lambda temporary: np.savez(temporary, header=np.array(json.dumps(header)), **arrays)})
 
     def _path(self, description: Mapping[str, Any], method: str) -> Path | None:
         if self.folder is None:

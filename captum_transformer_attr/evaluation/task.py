@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -13,6 +14,8 @@ from captum_transformer_attr.datasets import Skipped
 from captum_transformer_attr.errors import InputError
 from captum_transformer_attr.evaluation.batch import Batch
 from captum_transformer_attr.evaluation.measures import Measure
+
+Item = TypeVar("Item")
 
 
 class Task(ABC):
@@ -46,17 +49,20 @@ class Task(ABC):
         return tuple(dict.fromkeys(role for measure in self.measures for role in measure.roles))
 
     @property
-    @abstractmethod
     def skipped(self) -> list[Skipped]:
         """Examples that could not be read so far."""
+        return []
 
     @abstractmethod
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """All examples in turn; unreadable ones are left out and recorded in `skipped`."""
 
-    @abstractmethod
     def description(self) -> dict[str, Any]:
-        """What the results depend on beside the method, as JSON; stored results of another one are not reused."""
+        """What the results depend on beside the method, as JSON; stored results of another one are not reused.
+
+        Classes add what their own columns depend on.
+        """
+        return {"task": self.name, "indices": self.indices, "weights": weight_sum(self.model)}
 
 
 def chosen(available: Mapping[str, Sequence[Measure]], metrics: Sequence[str]) -> list[Measure]:
@@ -71,6 +77,18 @@ def chosen(available: Mapping[str, Sequence[Measure]], metrics: Sequence[str]) -
     if not metrics:
         raise InputError(f"no metric is asked for; known: {', '.join(available)}")
     return [measure for metric in metrics for measure in available[metric]]
+
+
+def weight_sum(model: nn.Module) -> float:
+    """One number that changes when any weight does (for practical purposes)."""
+    return float(sum(value.detach().double().abs().sum().item() for value in model.state_dict().values()))
+
+
+def batched(examples: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Lists of `size` examples; the last one holds what is left."""
+    waiting = iter(examples)
+    while batch := list(islice(waiting, size)):
+        yield batch
 
 
 def spread(length: int, count: int | None, half: str = "all") -> list[int]:

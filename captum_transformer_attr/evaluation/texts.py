@@ -9,9 +9,8 @@ import torch
 
 from captum_transformer_attr.datasets import DatasetError, Reader, Skipped, TextExample
 from captum_transformer_attr.evaluation.batch import Batch, Words, runner_up
-from captum_transformer_attr.evaluation.images import weight_sum
 from captum_transformer_attr.evaluation.measures import ORDERS, Measure, Perturbation, Rationale, Saco
-from captum_transformer_attr.evaluation.task import Task, chosen
+from captum_transformer_attr.evaluation.task import Task, batched, chosen
 from captum_transformer_attr.loading import TextModel
 from captum_transformer_attr.metrics import ERASER_K, TokenRemoval
 
@@ -77,14 +76,8 @@ class TextTask(Task):
         return self.reader.skipped
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
-        waiting: list[TextExample] = []
-        for _, example in self.reader.examples(self.indices):
-            waiting.append(example)
-            if len(waiting) == batch_size:
-                yield self._batch(waiting)
-                waiting = []
-        if waiting:
-            yield self._batch(waiting)
+        examples = (example for _, example in self.reader.examples(self.indices))
+        return map(self._batch, batched(examples, batch_size))
 
     def _batch(self, examples: list[TextExample]) -> Batch:
         encoding = self.tokenizer(
@@ -127,11 +120,9 @@ class TextTask(Task):
 
     def description(self) -> dict[str, Any]:
         return {
-            "task": self.name,
+            **super().description(),
             "model": self.loaded.name,
             "metrics": self.metrics,
-            "indices": self.indices,
             "k": self.k,
             "max_length": self.max_length,
-            "weights": weight_sum(self.model),
         }

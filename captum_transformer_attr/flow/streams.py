@@ -124,7 +124,10 @@ class Streams:
 
 def find_streams(recording: Recording) -> Streams:
     """Streams and attention calls of a recording whose target was selected."""
-    return Finder(recording).find()
+    if "streams" not in recording.derived:
+        recording.derived["streams"] = Finder(recording).find()
+    streams: Streams = recording.derived["streams"]
+    return streams
 
 
 class Finder:

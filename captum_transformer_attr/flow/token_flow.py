@@ -223,7 +223,7 @@ def no_weights(node: Attention, rows: slice) -> Tensor:
 def uniform(node: Sum, r: Tensor) -> Tensor:
     """The same total per example, spread equally over the rows that have any: the read-out rows."""
     present = r != 0
-    features = lay.feature_axes(node.layout)
+    features = lay.feature_axes(node.layout) or ((-1,) if r.ndim > 2 else ())  # an input may be tokens already
     if features:
         present = present.any(features, keepdim=True).expand(r.shape)
     parts = node.per_sample(present).to(r.dtype)
@@ -267,8 +267,8 @@ def centring(node: Centring, r: Tensor, signal: Flow) -> Grads:
     return r, None
 
 
-def nothing(node: Statistic, r: Tensor, signal: Flow) -> Grads:
-    return (None,)
+def statistic(node: Statistic, r: Tensor, signal: Flow) -> Grads:
+    return (node.spread(r),)
 
 
 def embedding(node: Embedding, r: Tensor, signal: Flow) -> Grads:
@@ -300,7 +300,7 @@ TABLE: dict[type[Node], Rule] = {
     Product: product,
     ConstantSum: constant_sum,
     Centring: centring,
-    Statistic: nothing,
+    Statistic: statistic,
     Embedding: embedding,
     Join: joining,
 }

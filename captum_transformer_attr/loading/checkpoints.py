@@ -28,8 +28,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         LoadingError: if the file is missing, damaged, holds code instead of weights, or no weights at all.
     """
     path = Path(path)
-    if not path.is_file():
-        raise LoadingError(f"checkpoint {path} does not exist")
+    _check_file(path)
     content: Any
     try:
         if path.suffix == ".safetensors":
@@ -47,7 +46,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     while isinstance(content, Mapping) and not _holds_weights(content):
         inside = next((content[key] for key in CONTAINERS if isinstance(content.get(key), Mapping)), None)
         if inside is None:
-            raise LoadingError(f"checkpoint {path} holds no weights: its entries are {_some(list(content))}")
+            held = f"its entries are {_some(list(content))}" if content else "it is empty"
+            raise LoadingError(f"checkpoint {path} holds no weights: {held}")
         content = inside
     if not isinstance(content, Mapping):
         raise LoadingError(f"checkpoint {path} holds a {type(content).__name__} instead of a state dict")
@@ -94,14 +94,20 @@ def read_description(path: str | Path) -> dict[str, Any]:
     from safetensors import safe_open
 
     path = Path(path)
-    if not path.is_file():
-        raise LoadingError(f"checkpoint {path} does not exist")
+    _check_file(path)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
     except Exception as error:  # safetensors' own exception type is not exported for type checkers
         raise LoadingError(f"checkpoint {path} cannot be read: {first_line(error)}") from error
     return {key: _decoded(value) for key, value in metadata.items()}
+
+
+def _check_file(path: Path) -> None:
+    if not path.is_file():
+        raise LoadingError(
+            f"checkpoint {path} {'is a folder; name the file in it' if path.is_dir() else 'does not exist'}"
+        )
 
 
 def _decoded(text: str) -> Any:

@@ -14,6 +14,9 @@ from torch import Tensor
 
 from captum_transformer_attr.loading.errors import LoadingError, first_line
 
+LARGEST_SIDE = 4096
+"""Pixels; the attention maps of larger inputs fit into no memory."""
+
 
 def read_image(path: str | Path) -> Image.Image:
     """Read a picture as RGB, turned the way its camera meant it.
@@ -23,9 +26,13 @@ def read_image(path: str | Path) -> Image.Image:
     """
     try:
         with Image.open(path) as opened:
+            if opened.mode == "F" and not np.isfinite(np.asarray(opened)).all():
+                raise LoadingError(f"image {path} holds NaN or infinite values")
             return ImageOps.exif_transpose(opened).convert("RGB")
+    except LoadingError:
+        raise
     except FileNotFoundError:
-        raise LoadingError(f"image {path} does not exist") from None
+        raise LoadingError(f"image {str(path)!r} does not exist") from None
     except UnidentifiedImageError:
         raise LoadingError(f"{path} is not an image that Pillow can read") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -51,6 +58,11 @@ class PreprocessingOptions:
     def __post_init__(self) -> None:
         if self.size is not None and min(self.size) < 1:
             raise LoadingError(f"size must be positive, got {self.size[0]}x{self.size[1]}")
+        if self.size is not None and max(self.size) > LARGEST_SIDE:
+            raise LoadingError(f"size {self.size[0]}x{self.size[1]} is more than {LARGEST_SIDE} pixels a side")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if values is not None and not np.isfinite(values).all():
+                raise LoadingError(f"{name} must be finite, got {values}")
         if self.std is not None and min(self.std) <= 0:
             raise LoadingError(f"std must be positive, got {self.std}")
 

@@ -21,14 +21,20 @@ def read_labels(path: str | Path) -> tuple[str, ...]:
     except (OSError, UnicodeDecodeError) as error:
         raise LoadingError(f"labels file {path} cannot be read: {first_line(error)}") from error
     if Path(path).suffix != ".json":
-        return tuple(line.strip() for line in text.splitlines() if line.strip())
+        names = tuple(line.strip() for line in text.splitlines() if line.strip())
+        if not names:
+            raise LoadingError(f"labels file {path} is empty")
+        return names
     try:
         content = json.loads(text)
         if isinstance(content, dict):
             content = [content[str(index)] for index in range(len(content))]
+        if not isinstance(content, list) or not content:
+            raise ValueError("it holds no names")
         return tuple(str(name) for name in content)
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise LoadingError(f'labels file {path} must be a JSON list or {{"0": name, "1": ...}}: {error}') from error
+    except (ValueError, KeyError) as error:
+        reason = f"no name for {error}" if isinstance(error, KeyError) else error
+        raise LoadingError(f'labels file {path} must be a JSON list or {{"0": name, "1": ...}}: {reason}') from error
 
 
 def short_name(name: str) -> str:

@@ -34,7 +34,11 @@ def load_model(
     Raises:
         LoadingError: one line that says what cannot be loaded, why, and what to do.
     """
+    if not spec.strip():
+        raise LoadingError("--model is empty: name a model or a folder")
     if spec in EMBEDDED:
+        if class_count is not None:
+            raise LoadingError(f"the {spec} model has 10 classes: leave out --num-classes, or name another --model")
         if checkpoint is not None:
             raise LoadingError("the embedded model brings its own weights: leave out --checkpoint, or name a --model")
         return _embedded(spec, options)

@@ -14,7 +14,7 @@ from captum_transformer_attr.flow.crossing import StoppedFlow, below, columns_re
 from captum_transformer_attr.flow.maps import Maps
 from captum_transformer_attr.flow.streams import StartLayer, Streams, find_streams
 from captum_transformer_attr.flow.token_flow import Flow
-from captum_transformer_attr.methods.base import Result, parsed
+from captum_transformer_attr.methods.base import Result, check_number, parsed
 from captum_transformer_attr.methods.schedule import Schedule, schedule_of
 from captum_transformer_attr.methods.token_level import Passed, TokenAttribution, terminal_sums
 from captum_transformer_attr.ops.attention import Attention
@@ -63,6 +63,9 @@ class AttentionRelevance(TokenAttribution):
         output: OutputChoice = None,
     ) -> None:
         TokenAttribution.__init__(self, model, 0, False, output)
+        by_stream = start_layer if isinstance(start_layer, dict) else {"": start_layer}
+        for name, value in by_stream.items():
+            check_number(f"start_layer[{name!r}]" if name else "start_layer", value)
         self.first_calls, self.rules = start_layer, Rules(normalize, self_terms)
         self.needs_relevance = use_relevance
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from captum.attr._utils.attribution import GradientAttribution
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from captum_transformer_attr.errors import InputError, UnsupportedModelError
 from captum_transformer_attr.recording.inputs import Inputs, parse
+from captum_transformer_attr.recording.mismatch import refuse_mismatch
 from captum_transformer_attr.recording.node import LayoutLostError
 from captum_transformer_attr.recording.outputs import OutputChoice
 from captum_transformer_attr.recording.session import ONE_AT_A_TIME, Recording, recorded
@@ -19,6 +21,8 @@ from captum_transformer_attr.recording.targets import target_of
 
 Result = TypeVar("Result")
 INTERPOLATIONS = ("bilinear", "nearest")
+# What was compared with the plain forward of a model, by any object that explains it.
+VERIFIED: WeakKeyDictionary[nn.Module, set[Any]] = WeakKeyDictionary()
 
 
 class TransformerAttribution(GradientAttribution):  # type: ignore[misc]
@@ -30,6 +34,7 @@ class TransformerAttribution(GradientAttribution):  # type: ignore[misc]
     """
 
     def __init__(self, model: nn.Module | Callable[..., Any], output: OutputChoice = None) -> None:
+        check_model(model)
         GradientAttribution.__init__(self, model)
         self.output = output
         self.tap: Tap | None = None
@@ -101,23 +106,42 @@ class TransformerAttribution(GradientAttribution):  # type: ignore[misc]
             return [join(list(results)) for results in zip(*alone, strict=True)]
 
     def once(self, inputs: Inputs, target: Any, compute: Callable[[Recording], Result]) -> Result:
-        shapes = tuple(
-            (n, tuple(v.shape), v.dtype) if isinstance(v, Tensor) else (n, str(v)[:80])
-            for n, v in inputs.values.items()
-        )
-        signature = (id(self.forward_func), shapes)
-        verify = signature not in self._verified
-        with (
-            ONE_AT_A_TIME,
-            recorded(self.forward_func, inputs, self.output, verify, self._constants, self.tap) as recording,
-        ):
-            self._verified.add(signature)
-            self.choose(recording, target)
-            return compute(recording)
+        known = self._verified
+        if isinstance(self.forward_func, nn.Module):
+            known = VERIFIED.setdefault(self.forward_func, known)
+        try:
+            with (
+                ONE_AT_A_TIME,
+                recorded(self.forward_func, inputs, self.output, known, self._constants, self.tap) as recording,
+            ):
+                self.choose(recording, target)
+                return compute(recording)
+        except RuntimeError as error:
+            refuse_mismatch(self.forward_func, inputs, error)
+            raise
 
     def choose(self, recording: Recording, target: Any) -> None:
         """Select what is explained."""
         recording.select(target)
+
+
+def check_model(model: Any) -> None:
+    """
+    Raises:
+        InputError: for what cannot be called with inputs.
+    """
+    if isinstance(model, type) or not callable(model):
+        got = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+        raise InputError(f"model: expected a torch.nn.Module or a function around one, got {got}")
+
+
+def check_number(name: str, value: Any) -> None:
+    """
+    Raises:
+        InputError: if the option that counts attention calls is no whole number.
+    """
+    if not isinstance(value, int):
+        raise InputError(f"{name}={value!r}: expected a whole number")
 
 
 def check_interpolation(interpolate: str) -> None:

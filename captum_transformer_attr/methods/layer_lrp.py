@@ -90,7 +90,7 @@ class LayerTransformerLRP(LayerGradientXActivation):  # type: ignore[misc]
             InputError: if a layer is not part of the model, or saw nothing that depends on the inputs.
         """
         single = isinstance(self.layer, nn.Module)
-        layers = [self.layer] if single else list(self.layer)
+        layers = layers_of(self.layer)
         # Of this call alone: threads may share the object. LLMGradientAttribution and others exchange the forward function of a copy.
         lrp = copy.copy(self.lrp)
         lrp.forward_func = self.forward_func
@@ -109,6 +109,19 @@ class LayerTransformerLRP(LayerGradientXActivation):  # type: ignore[misc]
         start = start_of(recording, signal, self.lrp.explained)
         result = iter(propagate(recording, signal, start, tensors, factors, False).relevance)
         return [tuple(finished(next(result)) for _ in group) for group in groups]
+
+
+def layers_of(layer: Any) -> list[nn.Module]:
+    """The layers as a list.
+
+    Raises:
+        InputError: for neither a module nor a list of some.
+    """
+    if isinstance(layer, nn.Module | str):  # a name is refused, with the way out, where layers are looked up
+        return [layer]  # type: ignore[list-item]
+    if isinstance(layer, list | tuple) and layer:
+        return list(layer)
+    raise InputError(f"layer: expected a module of the model or a list of them, got {layer!r}")
 
 
 def join_layers(results: list[Layers]) -> Layers:

@@ -12,6 +12,7 @@ from captum.attr._utils.attribution import GradientAttribution, NeuronAttributio
 from captum.log import log_usage
 from torch import nn
 
+from captum_transformer_attr.errors import TargetError
 from captum_transformer_attr.methods.base import finished, parsed
 from captum_transformer_attr.methods.transformer_lrp import TransformerLRP, join_explained
 from captum_transformer_attr.recording.session import Recording
@@ -96,5 +97,11 @@ class NeuronLRP(TransformerLRP):
         tensors = tuple(self.tap.of(0))
         # Selectors may compute: their operations are recorded like the model's.
         with recording.recorder, torch.enable_grad():
-            recording.output = _verify_select_neuron(tensors, target)
+            try:
+                recording.output = _verify_select_neuron(tensors, target)
+            except (AssertionError, IndexError, TypeError, ValueError) as error:
+                if callable(target):
+                    raise
+                shapes = ", ".join(str(tuple(t.shape)) for t in tensors)
+                raise TargetError(f"neuron_selector={target!r} does not fit the layer's {shapes}: {error}") from error
         recording.select(None)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from captum_transformer_attr.errors import InputError
 from captum_transformer_attr.flow.maps import Maps
 from captum_transformer_attr.flow.streams import find_streams
+from captum_transformer_attr.methods.base import check_number
 from captum_transformer_attr.methods.layer_sum import refuse_lost
 from captum_transformer_attr.methods.records import stream_of
 from captum_transformer_attr.methods.token_level import Passed, TokenAttribution
@@ -36,6 +37,7 @@ class SingleLayerAttribution(TokenAttribution):
 
     def __init__(self, model: nn.Module | Callable[..., Any], layer: int = -1, output: OutputChoice = None) -> None:
         TokenAttribution.__init__(self, model, 0, False, output)
+        check_number("layer", layer)
         self.layer = layer
 
     def active_sets(self, recording: Recording) -> list[list[Attention]]:

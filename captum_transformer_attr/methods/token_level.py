@@ -15,7 +15,13 @@ from captum_transformer_attr.errors import InputError, UnsupportedModelError
 from captum_transformer_attr.flow.geometry import TokenScores, candidates, token_scores
 from captum_transformer_attr.flow.maps import Maps
 from captum_transformer_attr.flow.token_flow import Flow, Weights
-from captum_transformer_attr.methods.base import TransformerAttribution, check_interpolation, finished, parsed
+from captum_transformer_attr.methods.base import (
+    TransformerAttribution,
+    check_interpolation,
+    check_number,
+    finished,
+    parsed,
+)
 from captum_transformer_attr.methods.records import AttentionRecords, collect_records, join_records
 from captum_transformer_attr.ops.attention import Attention, Softmax
 from captum_transformer_attr.ops.residual import Sum
@@ -72,6 +78,7 @@ class TokenAttribution(TransformerAttribution):
         output: OutputChoice = None,
     ) -> None:
         TransformerAttribution.__init__(self, model, output)
+        check_number("start_layer", start_layer)
         self.start_layer, self.normalize = start_layer, normalize
 
     def weights(self, maps: Maps, node: Attention, rows: slice) -> Tensor:
@@ -201,11 +208,14 @@ class TokenAttribution(TransformerAttribution):
             weights = partial(self.weights, maps)
             return self.passed(recording, weights, active, leaves, watched, trunk_only)
 
-        trunk = passed_by([], trunk_only=True)
-        sets = self.active_sets(recording)
-        passed = passed_by(sets[0])
-        for active in sets[1:]:
-            passed = passed.plus(passed_by(active)).plus(trunk, -1)
+        def identity(active: list[Attention]) -> Passed:
+            # Where rows are divided by their sums, so is the identity in them: the whole of it would be more than is there.
+            return passed_by(active if self.normalize else [], trunk_only=True)
+
+        first, *others = self.active_sets(recording)
+        passed, trunk = passed_by(first), identity(first)
+        for active in others:
+            passed = passed.plus(passed_by(active)).plus(identity(active), -1)
         return passed, trunk
 
     def passed(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from captum_transformer_attr.errors import InputError
+from captum_transformer_attr.errors import InputError, TargetError
 from captum_transformer_attr.recording.outputs import unwrap
 
 Inputs: TypeAlias = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]
@@ -51,8 +51,15 @@ def class_scores(forward: Forward, inputs: Inputs) -> Tensor:
 
 
 def class_targets(target: Target, count: int, device: torch.device) -> Tensor:
-    """One class index per example, (N,), from an int, a list or a tensor."""
-    indices = torch.as_tensor(target, device=device)
+    """One class index per example, (N,), from an int, a list or a tensor.
+
+    Raises:
+        InputError: anything else.
+    """
+    try:
+        indices = torch.as_tensor(target, device=device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"target must be an int, a list or a tensor of them, got {target!r}") from error
     if indices.is_floating_point() or indices.dtype == torch.bool:
         raise InputError(f"target must hold integers, got {indices.dtype}")
     if indices.ndim == 0:
@@ -62,8 +69,23 @@ def class_targets(target: Target, count: int, device: torch.device) -> Tensor:
     return indices.long()
 
 
+def target_scores(scores: Tensor, target: Tensor) -> Tensor:
+    """The score of each example's class, (N,), of (N, classes).
+
+    Raises:
+        TargetError: the model has no such class.
+    """
+    count = scores.shape[1]
+    wrong = target[(target < 0) | (target >= count)]
+    if len(wrong):
+        raise TargetError(f"target={int(wrong[0])}: the model has {count} classes, 0 to {count - 1}")
+    return scores.gather(1, target[:, None])[:, 0]
+
+
 def checked(attributions: Tensor, name: str = "attributions") -> Tensor:
     """Detached, at least float32 and free of NaN: a ranking of NaN would be silently arbitrary."""
+    if not isinstance(attributions, Tensor):
+        raise InputError(f"{name} must be a Tensor, got {type(attributions).__name__}")
     attributions = attributions.detach()
     if attributions.dtype != torch.float64:
         attributions = attributions.float()
@@ -83,9 +105,9 @@ def spatial_maps(attributions: Tensor, size: Sequence[int]) -> Tensor:
     Returns:
         (N, height, width)
     """
-    if attributions.ndim not in (3, 4):
-        raise InputError(f"attributions of images must be (N, H, W) or (N, C, H, W), got {tuple(attributions.shape)}")
     maps = checked(attributions)
+    if maps.ndim not in (3, 4):
+        raise InputError(f"attributions of images must be (N, H, W) or (N, C, H, W), got {tuple(maps.shape)}")
     maps = maps.sum(1) if maps.ndim == 4 else maps
     if tuple(maps.shape[1:]) == tuple(size):
         return maps
@@ -94,6 +116,8 @@ def spatial_maps(attributions: Tensor, size: Sequence[int]) -> Tensor:
 
 def boolean_masks(masks: Tensor, count: int) -> Tensor:
     """Object masks as (N, H, W) booleans; integers must be 0 or 1."""
+    if not isinstance(masks, Tensor):
+        raise InputError(f"masks must be a Tensor, got {type(masks).__name__}")
     if masks.ndim == 4 and masks.shape[1] == 1:
         masks = masks[:, 0]
     if masks.ndim != 3 or masks.shape[0] != count:

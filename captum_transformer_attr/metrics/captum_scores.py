@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -65,41 +66,35 @@ def infidelity_and_sensitivity(
             inputs, target=target, additional_forward_args=additional_forward_args, **attribute_arguments
         )
 
-    def perturbed(*args: Tensor) -> tuple[Any, Any]:
-        values = args[0] if isinstance(args[0], tuple) else args
-        moves = tuple(noise * torch.randn_like(value) for value in values)
-        moved = tuple(value - move for value, move in zip(values, moves, strict=True))
-        return (moves, moved) if isinstance(args[0], tuple) else (moves[0], moved[0])
-
     def explain(*args: Any, **options: Any) -> Any:
         # sensitivity_max flattens by .view, which expanded maps (equal channels) do not allow.
         result = attribution.attribute(*args, **options)
         return result.contiguous() if isinstance(result, Tensor) else tuple(part.contiguous() for part in result)
 
+    shared: dict[str, Any] = {
+        "target": target,
+        "additional_forward_args": additional_forward_args,
+        "n_perturb_samples": samples,
+        "max_examples_per_batch": max_examples_per_batch,
+    }
+    forward, perturb = ForwardWrapper(attribution.forward_func), gaussian_perturbation(noise)
     devices = [tensors[0].device] if tensors[0].is_cuda else []
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)
         with torch.no_grad():
-            first = infidelity(
-                ForwardWrapper(attribution.forward_func),
-                perturbed,
-                inputs,
-                attributions,
-                additional_forward_args=additional_forward_args,
-                target=target,
-                n_perturb_samples=samples,
-                max_examples_per_batch=max_examples_per_batch,
-                normalize=normalize,
-            )
+            first = infidelity(forward, perturb, inputs, attributions, normalize=normalize, **shared)
         torch.manual_seed(seed)
-        second = sensitivity_max(
-            explain,
-            inputs,
-            perturb_radius=radius,
-            n_perturb_samples=samples,
-            max_examples_per_batch=max_examples_per_batch,
-            target=target,
-            additional_forward_args=additional_forward_args,
-            **attribute_arguments,
-        )
+        second = sensitivity_max(explain, inputs, perturb_radius=radius, **shared, **attribute_arguments)
     return CaptumScores(first.detach(), second.detach())
+
+
+def gaussian_perturbation(deviation: float) -> Callable[..., tuple[Any, Any]]:
+    """What Captum's infidelity asks for: inputs -> (what is subtracted, the inputs without it)."""
+
+    def perturb(*args: Any) -> tuple[Any, Any]:
+        values = args[0] if isinstance(args[0], tuple) else args
+        moves = tuple(deviation * torch.randn_like(value) for value in values)
+        moved = tuple(value - move for value, move in zip(values, moves, strict=True))
+        return (moves, moved) if isinstance(args[0], tuple) else (moves[0], moved[0])
+
+    return perturb

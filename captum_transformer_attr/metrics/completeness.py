@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from captum_transformer_attr.errors import InputError
-from captum_transformer_attr.metrics._inputs import Forward, Inputs, Target, class_scores, class_targets, first_tensor
+from captum_transformer_attr.metrics._inputs import (
+    Forward,
+    Inputs,
+    Target,
+    class_scores,
+    class_targets,
+    first_tensor,
+    target_scores,
+)
 
 
 def completeness(
@@ -53,7 +61,7 @@ def completeness(
             raise InputError("give forward and target, or the total that the attributions should add up to")
         scores = class_scores(forward, inputs)
         chosen = class_targets(target, count, scores.device)
-        total = scores.gather(1, chosen[:, None])[:, 0]
+        total = target_scores(scores, chosen)
     explained = torch.as_tensor(total, dtype=torch.float64, device=device).detach().expand(count)
     arrived = sum((part.detach().double().flatten(1).sum(1) for part in parts), torch.zeros(count, device=device))
     gap = explained - arrived - torch.as_tensor(elsewhere, dtype=torch.float64, device=device).detach()

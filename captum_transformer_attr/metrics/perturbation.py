@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from captum_transformer_attr.errors import InputError
-from captum_transformer_attr.metrics._inputs import Forward, Inputs, Target, class_scores, class_targets
+from captum_transformer_attr.metrics._inputs import Forward, Inputs, Target, class_scores, class_targets, target_scores
 from captum_transformer_attr.metrics.accumulator import Accumulator, Bootstrap
 from captum_transformer_attr.metrics.pixels import PixelRemoval
 from captum_transformer_attr.metrics.ranking import ranks
 from captum_transformer_attr.metrics.removal import Removal
 
 Order = Literal["positive", "negative"]
-Measure = Literal["accuracy", "probability", "sigmoid", "logit"]
-MEASURES: tuple[str, ...] = get_args(Measure)
+OutputMeasure = Literal["accuracy", "probability", "sigmoid", "logit"]
+MEASURES: tuple[str, ...] = get_args(OutputMeasure)
 RemovalChoice = Removal | Literal["black", "mean", "blur"]
 
 
@@ -30,7 +30,7 @@ def perturbation_curve(
     order: Order = "positive",
     removal: RemovalChoice = "black",
     fractions: Sequence[float] | None = None,
-    measure: Measure = "accuracy",
+    measure: OutputMeasure = "accuracy",
     seed: int = 0,
     clean_scores: Tensor | None = None,
 ) -> Tensor:
@@ -88,7 +88,7 @@ def perturbation_auc(
     order: Order = "positive",
     removal: RemovalChoice = "black",
     fractions: Sequence[float] | None = None,
-    measure: Measure = "accuracy",
+    measure: OutputMeasure = "accuracy",
     seed: int = 0,
 ) -> Tensor:
     """The area under each example's perturbation curve, (N,), 100 times the trapezoid rule over the fractions.
@@ -125,12 +125,11 @@ def checked_fractions(fractions: Sequence[float]) -> Sequence[float]:
     return fractions
 
 
-def measured(scores: Tensor, target: Tensor, measure: Measure) -> Tensor:
+def measured(scores: Tensor, target: Tensor, measure: OutputMeasure) -> Tensor:
     """(N,) what a measure says about (N, classes) scores."""
-    if measure == "accuracy":
-        return (scores.argmax(-1) == target).to(scores.dtype)
     values = {"probability": scores.softmax(-1), "sigmoid": scores.sigmoid()}.get(measure, scores)
-    return values.gather(1, target[:, None])[:, 0]
+    own = target_scores(values, target)
+    return (scores.argmax(-1) == target).to(scores.dtype) if measure == "accuracy" else own
 
 
 class PerturbationAUC(Accumulator):
@@ -149,7 +148,7 @@ class PerturbationAUC(Accumulator):
         order: Order = "positive",
         removal: RemovalChoice = "black",
         fractions: Sequence[float] | None = None,
-        measure: Measure = "accuracy",
+        measure: OutputMeasure = "accuracy",
         seed: int = 0,
     ) -> None:
         super().__init__()

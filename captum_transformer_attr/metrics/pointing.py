@@ -87,6 +87,8 @@ def box_masks(boxes: Sequence[Sequence[float]] | Tensor, size: Sequence[int]) ->
     corners = torch.as_tensor(boxes, dtype=torch.float64)
     if corners.ndim != 2 or corners.shape[1] != 4:
         raise InputError(f"boxes must be (N, 4), got {tuple(corners.shape)}")
+    if not (corners[:, 2:] >= corners[:, :2]).all():
+        raise InputError("boxes must be x0, y0, x1, y1 with x0 <= x1 and y0 <= y1")
     height, width = size
     x0, y0, x1, y1 = corners[:, :, None].unbind(1)
     rows, columns = torch.arange(height) + 0.5, torch.arange(width) + 0.5

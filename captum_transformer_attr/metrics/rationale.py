@@ -109,6 +109,9 @@ def word_scores(scores: Words, words: Sequence[int | None], count: int, *, reduc
         raise InputError(f"{len(values)} scores for {len(words)} tokens")
     if reduce not in ("max", "sum", "mean"):
         raise InputError(f'reduce must be "max", "sum" or "mean", got "{reduce}"')
+    unknown = next((word for word in words if word is not None and not 0 <= word < count), None)
+    if unknown is not None:
+        raise InputError(f"words holds {unknown}, but the text has {count} words, 0 to {count - 1}")
     pieces = [i for i, word in enumerate(words) if word is not None]
     index = torch.tensor([words[i] for i in pieces], dtype=torch.long)
     result = torch.full((count,), float("-inf"), dtype=torch.float64)

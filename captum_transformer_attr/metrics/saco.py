@@ -10,7 +10,7 @@ from torch import Tensor
 from captum_transformer_attr.errors import InputError
 from captum_transformer_attr.metrics._inputs import Forward, Inputs, Target, class_scores, class_targets
 from captum_transformer_attr.metrics.accumulator import Accumulator, Bootstrap
-from captum_transformer_attr.metrics.perturbation import Measure, RemovalChoice, measured
+from captum_transformer_attr.metrics.perturbation import OutputMeasure, RemovalChoice, measured
 from captum_transformer_attr.metrics.pixels import PixelRemoval
 from captum_transformer_attr.metrics.ranking import ranks
 
@@ -23,7 +23,7 @@ def saco(
     *,
     groups: int = 10,
     removal: RemovalChoice = "mean",
-    measure: Measure = "probability",
+    measure: OutputMeasure = "probability",
     seed: int = 0,
 ) -> Tensor:
     """Does more salience mean more influence? One number per example from -1 (the opposite) to 1 (always).
@@ -84,7 +84,7 @@ class SacoScores(Accumulator):
         *,
         groups: int = 10,
         removal: RemovalChoice = "mean",
-        measure: Measure = "probability",
+        measure: OutputMeasure = "probability",
         seed: int = 0,
     ) -> None:
         super().__init__()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from captum_transformer_attr.errors import InputError
-from captum_transformer_attr.metrics._inputs import boolean_masks, spatial_maps
+from captum_transformer_attr.metrics._inputs import boolean_masks, checked, spatial_maps
 from captum_transformer_attr.metrics.accumulator import Accumulator, Bootstrap
 
 
@@ -67,6 +67,7 @@ class SegmentationScores(Accumulator):
         """Adds a batch."""
         from torchmetrics.functional.classification import binary_average_precision, binary_stat_scores
 
+        attributions = checked(attributions)
         masks = boolean_masks(masks, len(attributions)).to(attributions.device)
         counted = torch.ones_like(masks) if valid is None else boolean_masks(valid, len(masks)).to(masks.device)
         maps = _unit_range(spatial_maps(attributions, masks.shape[1:]))

@@ -14,7 +14,7 @@ from captum_transformer_attr.errors import UnsupportedOperationError
 from captum_transformer_attr.recording import layout as lay
 from captum_transformer_attr.recording import tags
 from captum_transformer_attr.recording.node import Grads, LocalNode, Node
-from captum_transformer_attr.recording.recorder import Recorder, handles
+from captum_transformer_attr.recording.recorder import Recorder, handles, node_of
 from captum_transformer_attr.recording.tags import Tag, tag_of
 
 CHUNK = 2**23  # elements of one block of attention rows that may be in memory at a time
@@ -166,14 +166,35 @@ class FusedAttention(Attention):
 
 
 class Softmax(LocalNode):
-    """Softmax over one axis."""
+    """Softmax over one axis. Of a logarithm of one, ``logits`` are its live input and ``dim`` its axis."""
 
     label = "softmax"
+    logits: Tensor | None = None
+    dim: int = -1
 
     def gradient(self, g: Tensor) -> Grads:
         (back,) = super().gradient(g)
         # A row whose every key is masked is NaN; where the model hides it afterwards (Longformer) nothing arrives, and nothing may leave.
         return (back if back is None else torch.where(self.y.isnan() & (g == 0), 0, back),)
+
+
+def softmax_of(recorder: Recorder, input: Tensor, dim: int, dtype: Any = None) -> Tensor:
+    """Record a softmax. What is the same for every entry of a row (a maximum taken off for stability) changes nothing and gets nothing."""
+    input = unshifted(input, dim)
+    node = Softmax()
+    node.function = lambda x: x.softmax(dim, dtype=dtype)
+    tag = tag_of(input)
+    return recorder.run(node, input, layout=tag.layout if tag else None, role=tags.PROBABILITY)
+
+
+def unshifted(input: Tensor, dim: int) -> Tensor:
+    """``x`` where the input is ``x + c`` with a live ``c`` that is constant along ``dim``."""
+    operands = getattr(node_of(input), "broadcast", ())
+    for x, c in (operands, operands[::-1]) if operands else ():
+        axis = dim % input.ndim - input.ndim
+        if x.shape == input.shape and (c.ndim < -axis or c.shape[axis] == 1 != x.shape[axis]):
+            return unshifted(x, dim)
+    return input
 
 
 def softmax_handler(name: str) -> Any:
@@ -182,12 +203,14 @@ def softmax_handler(name: str) -> Any:
     def handler(
         recorder: Recorder, input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: Any = None, **_: Any
     ) -> Any:
-        node = Softmax()
         dim = dim if dim is not None else (0 if input.ndim in (0, 1, 3) else 1)
+        if name == "softmax":
+            return softmax_of(recorder, input, dim, dtype)
+        node = Softmax()
+        node.logits, node.dim = input, dim
         node.function = lambda x: function(x, dim, dtype=dtype)
         tag = tag_of(input)
-        role = tags.PROBABILITY if name == "softmax" else tags.PLAIN
-        return recorder.run(node, input, layout=tag.layout if tag else None, role=role)
+        return recorder.run(node, input, layout=tag.layout if tag else None, role=tags.PLAIN)
 
     return handler
 
@@ -243,7 +266,7 @@ def scaled_dot_product_attention(
         if attn_mask is not None and attn_mask.requires_grad:
             scores = query @ key.transpose(-1, -2) * scale + attn_mask
             return scores.softmax(-1) @ value
-        lead = torch.broadcast_shapes(query.shape[:-2], key.shape[:-2], value.shape[:-2])
+        lead = lay.broadcast_shape(query.shape[:-2], key.shape[:-2], value.shape[:-2])
         query, key, value = (t if t.shape[:-2] == lead else t.expand(*lead, *t.shape[-2:]) for t in (query, key, value))
     if attn_mask is not None and attn_mask.is_floating_point() and attn_mask.dtype != query.dtype:
         attn_mask = mask_of_same_precision(recorder, query, key, value, attn_mask, scale)

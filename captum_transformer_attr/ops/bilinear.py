@@ -32,6 +32,7 @@ class MatMul(Node):
     a: Tensor
     b: Tensor
     y: Tensor
+    factors: tuple[Tensor, ...] = ()  # the live operands
 
     def __init__(self, values: int | None = None) -> None:
         self.values = values
@@ -78,7 +79,7 @@ def matmul(recorder: Recorder, a: Tensor, b: Tensor) -> Any:
         # Values times transposed attention: the same product seen from the other side.
         with recorder:
             return (b.transpose(-1, -2) @ a.transpose(-1, -2)).transpose(-1, -2).contiguous()
-    shape = (*torch.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1])
+    shape = (*lay.broadcast_shape(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1])
     layout = product_layout(ta, tb, a, b, shape)
     weighted = min(t.weighted for t in (ta, tb) if t) + 1 if ta or tb else 1
     if weights[0]:
@@ -87,7 +88,9 @@ def matmul(recorder: Recorder, a: Tensor, b: Tensor) -> Any:
     values = pooled.index(True) if sum(pooled) == 1 else None
     if values is None:
         role = tags.PLAIN if of_features(layout) else tags.SCORES
-        return recorder.run(MatMul(), a, b, layout=layout, weighted=weighted, role=role)
+        node = MatMul()
+        node.factors = (a, b)
+        return recorder.run(node, a, b, layout=layout, weighted=weighted, role=role)
     # What the queries carry stays behind, as in a softmax attention.
     return recorder.run(MatMul(values), a, b, layout=layout, weighted=weighted, carried=0)
 
@@ -158,6 +161,38 @@ def einsum(recorder: Recorder, equation: Any, *operands: Any) -> Any:
         return x
 
 
+@handles("tensordot")
+def tensordot(recorder: Recorder, a: Tensor, b: Tensor, dims: Any = 2, **_: Any) -> Any:
+    if isinstance(dims, Tensor):
+        return NotImplemented
+    first, second = (range(a.ndim - dims, a.ndim), range(dims)) if isinstance(dims, int) else dims
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    left, right = list(letters[: a.ndim]), list(letters[a.ndim : a.ndim + b.ndim])
+    for i, j in zip(first, second, strict=True):
+        right[j] = left[i]
+    result = [c for c in left + right if (c in left) != (c in right)]
+    with recorder:
+        return torch.einsum(f"{''.join(left)},{''.join(right)}->{''.join(result)}", a, b)
+
+
+@handles("outer", "ger")
+def outer(recorder: Recorder, input: Tensor, vec2: Tensor) -> Any:
+    with recorder:
+        return input[:, None] * vec2
+
+
+def contracted(a: Tensor, b: Tensor, dims: tuple[int, ...], keepdim: bool) -> Tensor:
+    """``(a * b).sum(dims, keepdim)`` of tensors of as many axes as a contraction."""
+    letters = "abcdefghijklmnopqrstuvwxyz"[: a.ndim]
+    spread = [[i for i in range(a.ndim) if t.shape[i] == 1 != other.shape[i]] for t, other in ((a, b), (b, a))]
+    terms = ["".join(c for i, c in enumerate(letters) if i not in gone) for gone in spread]
+    result = "".join(c for i, c in enumerate(letters) if i not in dims)
+    y = torch.einsum(f"{terms[0]},{terms[1]}->{result}", a.squeeze(spread[0]), b.squeeze(spread[1]))
+    for i in sorted(dims) if keepdim else ():
+        y = y.unsqueeze(i)
+    return y
+
+
 def explicit(equation: str, ndims: list[int]) -> tuple[list[str], str]:
     """Terms and result with the ellipsis written out and an implicit result made explicit."""
     equation = equation.replace(" ", "")
@@ -203,6 +238,8 @@ def contract_two(a: str, b: str, result: str, x: Tensor, y: Tensor) -> Tensor:
         **dict(zip(b, y.shape, strict=True)),
         **{c: n for c, n in zip(a, x.shape, strict=True) if n != 1 or c not in b},
     }
+    if x is y and a == b and not rows:  # a squared norm
+        return contract_one(a, result, x.square())
     if not inner and not rows and not columns:
         return (
             contract_one(a, "".join(batch), x)

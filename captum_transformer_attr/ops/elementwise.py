@@ -17,7 +17,7 @@ from captum_transformer_attr.recording.tags import tag_of
 BOUNDED = frozenset("sigmoid tanh hardsigmoid hardtanh erf softsign logsigmoid sin cos atan".split())
 UNBOUNDED = frozenset(
     """relu gelu silu relu6 leaky_relu elu selu celu mish hardswish softplus prelu rrelu threshold hardshrink softshrink tanhshrink
-    exp log sqrt rsqrt square abs reciprocal pow log1p expm1 clamp clamp_min clamp_max clip exp2 log2 erfc sinh cosh nan_to_num rsqrt sign float_power""".split()
+    log sqrt rsqrt square abs reciprocal pow log1p expm1 clamp clamp_min clamp_max clip exp2 log2 erfc sinh cosh nan_to_num rsqrt sign float_power""".split()
 )
 
 
@@ -81,7 +81,7 @@ def scaled(recorder: Recorder, x: Any, factor: Any, divide: bool = False) -> Any
     if not isinstance(factor, Tensor) and factor == 1:
         return x
     tag = tag_of(x)
-    shape = torch.broadcast_shapes(x.shape, factor.shape) if isinstance(factor, Tensor) else x.shape
+    shape = lay.broadcast_shape(x.shape, factor.shape) if isinstance(factor, Tensor) else x.shape
     layout = lay.broadcast([(tag.layout, x.shape)], shape) if tag else None
     kept: dict[str, Any] = (
         {"role": tag.role, "root": tag.root if tag.root >= 0 else tag.origin, "sum_of": tag.sum_of} if tag else {}
@@ -89,15 +89,17 @@ def scaled(recorder: Recorder, x: Any, factor: Any, divide: bool = False) -> Any
     return recorder.run(Scale(factor, divide), x, layout=layout, **kept)
 
 
-def apply_elementwise(recorder: Recorder, function: Any, name: str, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-    """Record an elementwise function of ``x``."""
+def apply_elementwise(
+    recorder: Recorder, function: Any, name: str, x: Tensor, *args: Any, node: Elementwise | None = None, **kwargs: Any
+) -> Any:
+    """Record an elementwise function of ``x``, as ``node`` if it is given."""
     if any(isinstance(a, Tensor) and a.requires_grad for a in (*args, *kwargs.values())):
         return NotImplemented
     kwargs.pop("inplace", None)
     if name == "gelu":
-        node: Elementwise = Gelu(kwargs.get("approximate", "none"))
+        node = Gelu(kwargs.get("approximate", "none"))
     else:
-        node = Elementwise()
+        node = node or Elementwise()
         node.function = lambda t: function(t, *args, **kwargs)
     tag = tag_of(x)
     if tag is None:
@@ -107,7 +109,7 @@ def apply_elementwise(recorder: Recorder, function: Any, name: str, x: Tensor, *
         role = tag.role
     if name in ("sqrt", "rsqrt") and tag.role == tags.MEAN:
         role = tags.STATISTIC  # a root of a mean (of squares): the denominator of a normalisation written by hand
-    if tag.role == tags.MEAN and name in ("pow", "reciprocal"):
+    if tag.role == tags.MEAN and name in ("pow", "square", "reciprocal"):
         role = tags.STATISTIC
     return recorder.run(node, x, layout=tag.layout, role=role, root=tag.root if tag.root >= 0 else tag.origin)
 

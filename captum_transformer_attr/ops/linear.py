@@ -208,7 +208,7 @@ def constant_product(recorder: Recorder, a: Tensor, b: Tensor) -> Tensor:
         return out
     x, weight, left = (a, b, False) if a.requires_grad else (b, a, True)
     tag = tag_of(x)
-    shape = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2]) if a.ndim > 1 and b.ndim > 1 else ()
+    shape = lay.broadcast_shape(a.shape[:-2], b.shape[:-2]) if a.ndim > 1 and b.ndim > 1 else ()
     layout = None
     if tag is not None and tag.layout is not None and a.ndim > 1 and b.ndim > 1:
         full = lay.broadcast([(tag.layout, x.shape)], (*shape, *x.shape[-2:]))
@@ -334,18 +334,31 @@ def reduction(name: str) -> Any:
         keepdim = keepdim if keepdims is None else keepdims
         tag = tag_of(input)
         dims = dims_of(input, dim)
-        if tag is not None and tag.parts and name == "sum" and dims == (tag.parts_dim,) and not keepdim:
+        if tag is not None and tag.parts and dims == (tag.parts_dim,) and not keepdim:
             with recorder:  # the sum of a stack is the sum of its parts: parallel branches of a residual
                 total = tag.parts[0]
                 for part in tag.parts[1:]:
                     total = total + part
-                return total
-        layout = lay.without(tag.layout, dims, keepdim) if tag else None
-        # A mean that keeps its axes may centre a normalisation written by hand; remember whose mean it is.
-        role = tags.MEAN if name == "mean" and keepdim else tags.PLAIN
-        root = tag.origin if tag and role == tags.MEAN else -1
+                return total if name == "sum" else total / len(tag.parts)
+        if name == "sum":
+            from captum_transformer_attr.ops.product import summed_product
+
+            contraction = summed_product(recorder, input, dims, keepdim)
+            if contraction is not None:
+                return contraction
+        layout_before = tag.layout if tag else None
+        layout = lay.without(layout_before, dims, keepdim)
+        # Over channels it may belong to a normalisation written by hand. A mean that keeps its axes is a function of what it is taken of.
+        channels = lay.feature_axes(layout_before) or (input.ndim - 1,)
+        statistic = keepdim or set(dims) <= set(channels)
+        root = tag.origin if tag and name == "mean" and keepdim else -1
         return pool(
-            recorder, input, lambda x: function(x, dims, keepdim=keepdim, dtype=dtype), layout, role=role, root=root
+            recorder,
+            input,
+            lambda x: function(x, dims, keepdim=keepdim, dtype=dtype),
+            layout,
+            role=tags.MEAN if statistic else tags.PLAIN,
+            root=root,
         )
 
     return handler

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from captum_transformer_attr.ops.linear import dims_of
 from captum_transformer_attr.recording import layout as lay
 from captum_transformer_attr.recording import tags
 from captum_transformer_attr.recording.node import Grads, LocalNode, Node
@@ -152,9 +153,21 @@ class Centring(Node):
 
 
 class Statistic(LocalNode):
-    """A norm, variance or standard deviation: it scales a signal and carries no relevance."""
+    """A norm, variance or standard deviation of ``x``. What it scales sends it nothing; where a signal arrives, it is content (statistics pooling).
+
+    It is homogeneous: Σ x ∂y/∂x = degree · y (Euler). dims: the axes it was taken over.
+    """
 
     label = "statistic"
+
+    def __init__(self, degree: int, dims: tuple[int, ...]) -> None:
+        self.degree, self.dims = degree, dims
+
+    def spread(self, r: Tensor) -> Tensor:
+        """Equal shares to everything the statistic was taken of."""
+        x = self.leaves[0]
+        kept = [1 if i in self.dims else size for i, size in enumerate(x.shape)]
+        return (r.reshape(kept) / (x.numel() / r.numel())).expand_as(x)
 
 
 def normalise(recorder: Recorder, node: Norm, x: Tensor) -> Tensor:
@@ -234,12 +247,16 @@ def centred(recorder: Recorder, x: Tensor, mean: Tensor) -> Tensor:
 
 
 def statistic_handler(name: str, function: Any) -> Any:
+    position = 0 if name in ("var", "std") else 1  # of the axes among the further arguments
+
     def handler(recorder: Recorder, input: Tensor, *args: Any, **kwargs: Any) -> Any:
-        node = Statistic()
+        dim = kwargs.get("dim", args[position] if len(args) > position else None)
+        dims = dims_of(input, None if isinstance(dim, bool) else dim)
+        node = Statistic(2 if name == "var" else 1, dims)
         node.function = lambda x: function(x, *args, **kwargs)
-        shape = function(input.detach(), *args, **kwargs).shape
         tag = tag_of(input)
-        layout = lay.resized(tag.layout, shape) if tag and len(shape) == input.ndim else None
+        keeps = function(input.detach(), *args, **kwargs).ndim == input.ndim
+        layout = lay.without(tag.layout, dims, keeps) if tag else None
         return recorder.run(node, input, layout=layout, role=tags.STATISTIC)
 
     return handler

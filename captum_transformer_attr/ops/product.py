@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_transformer_attr.ops.bilinear import unbroadcast
+from captum_transformer_attr.ops.bilinear import contracted, unbroadcast
 from captum_transformer_attr.ops.elementwise import apply_elementwise, scaled
 from captum_transformer_attr.ops.residual import common_root
+from captum_transformer_attr.ops.written_softmax import written_softmax
 from captum_transformer_attr.recording import layout as lay
 from captum_transformer_attr.recording import tags
 from captum_transformer_attr.recording.node import Grads, Node
-from captum_transformer_attr.recording.recorder import Recorder, handles
+from captum_transformer_attr.recording.recorder import Recorder, handles, node_of
 from captum_transformer_attr.recording.tags import Tag, tag_of
 
 ACTIVATION, NORMALISATION, GATED, BILINEAR = "activation", "normalisation", "gate", "product"
@@ -31,6 +32,7 @@ class Product(Node):
     a: Tensor
     b: Tensor
     y: Tensor
+    factors: tuple[Tensor, ...] = ()  # the live operands, if they have different shapes
 
     def __init__(self, kind: str, signal: int | None, divide: bool = False) -> None:
         self.kind, self.signal, self.divide = kind, signal, divide
@@ -83,10 +85,14 @@ def meaning(a: Tag, b: Tag, left: Tensor, right: Tensor) -> tuple[str, int | Non
 def product(recorder: Recorder, a: Tensor, b: Tensor, divide: bool = False) -> Tensor:
     ta, tb = tag_of(a), tag_of(b)
     assert ta is not None and tb is not None
+    for numerator, total in ((a, b),) if divide else ((a, b), (b, a)):
+        softmax = written_softmax(recorder, numerator, total, divide)
+        if softmax is not None:
+            return softmax
     kind, signal = meaning(ta, tb, a, b)
     if divide and signal != 0:
         kind, signal = GATED, 0  # a denominator scales, it does not contribute
-    shape = torch.broadcast_shapes(a.shape, b.shape)
+    shape = lay.broadcast_shape(a.shape, b.shape)
     layout = lay.broadcast([(ta.layout, a.shape), (tb.layout, b.shape)], shape)
     roles = {ta.role, tb.role}
     role = (
@@ -100,8 +106,11 @@ def product(recorder: Recorder, a: Tensor, b: Tensor, divide: bool = False) -> T
         role = tags.SCORES
     if kind == ACTIVATION:
         role = tags.ACTIVATED
+    node = Product(kind, signal, divide)
+    if kind in (GATED, BILINEAR) and not divide and a.shape != b.shape:
+        node.factors = (a, b)
     return recorder.run(
-        Product(kind, signal, divide),
+        node,
         a,
         b,
         layout=layout,
@@ -110,6 +119,31 @@ def product(recorder: Recorder, a: Tensor, b: Tensor, divide: bool = False) -> T
         weighted=content_weight(ta, tb, signal),
         **({} if signal is None else {"carried": (ta, tb)[signal].carried}),
     )
+
+
+def summed_product(recorder: Recorder, summed: Tensor, dims: tuple[int, ...], keepdim: bool) -> Tensor | None:
+    """The sum over ``dims`` of a product as a matrix product, if it is one: each factor has an axis that the other one lacks, or a softmax over
+    tokens weighs them for every channel alike (attention pooling). None otherwise."""
+    node = node_of(summed)
+    if not isinstance(node, Product) or not node.factors:
+        return None
+    a, b = node.factors
+    if any(t.ndim != summed.ndim or t.shape[i] != summed.shape[i] for t in (a, b) for i in dims):
+        return None
+    outer = a.shape != summed.shape != b.shape
+    if not outer and not (weighs_tokens(a, dims) or weighs_tokens(b, dims)):
+        return None
+    with recorder:
+        return contracted(a, b, dims, keepdim)
+
+
+def weighs_tokens(weights: Tensor, dims: tuple[int, ...]) -> bool:
+    """Whether these are probabilities that are summed over one axis of tokens."""
+    tag = tag_of(weights)
+    if tag is None or tag.role != tags.PROBABILITY or tag.layout is None or len(dims) != 1:
+        return False
+    found = lay.labels(tag.layout)[dims[0]]
+    return bool(found) and not found & {lay.BATCH, lay.FEATURE, lay.MIXED}
 
 
 def content_weight(a: Tag, b: Tag, signal: int | None) -> int:

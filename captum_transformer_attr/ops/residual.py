@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from captum_transformer_attr.ops.elementwise import scaled
 from captum_transformer_attr.recording import layout as lay
 from captum_transformer_attr.recording import tags
 from captum_transformer_attr.recording.node import Grads, Node
-from captum_transformer_attr.recording.recorder import Recorder, handles
+from captum_transformer_attr.recording.recorder import Recorder, handles, node_behind
 from captum_transformer_attr.recording.tags import Tag, tag_of
 
 
@@ -23,7 +24,7 @@ class Sum(Node):
 
     trunk: 0 or 1, the operand the other one was computed from (a residual's trunk), or the only one without an attention of its own; None for siblings.
     attends: whether each operand went through an attention that the trunk (among siblings: the other one) did not; ``attentions`` is the bit set of
-    all attention calls so far.
+    all attention calls so far. some_rows: whether an operand holds only some rows of the tensor that it was taken from.
     fork: origin of the values that ``branch``, an attention branch with a residual of its own, brings here a second time; None if there is none.
     """
 
@@ -31,13 +32,16 @@ class Sum(Node):
     captured = True
     a: Tensor
     b: Tensor
+    broadcast: tuple[Tensor, ...] = ()  # the live operands, if they have different shapes
 
-    def __init__(self, a: Tag, b: Tag, attentions: int) -> None:
+    def __init__(self, a: Tag, b: Tag, attentions: int, some_rows: tuple[bool, bool] = (False, False)) -> None:
         self.tags, self.attentions = (a, b), attentions
         own = (bool(a.ancestors & ~b.ancestors & attentions), bool(b.ancestors & ~a.ancestors & attentions))
         self.trunk = trunk_of(a, b)
         if self.trunk is None:
             self.trunk = further_branch(a, b)
+        if self.trunk is not None and some_rows[self.trunk] and not own[1 - self.trunk]:
+            self.trunk = None  # a class token and the mean of the patches: two read-outs of one tensor
         if self.trunk is None and own[0] != own[1]:
             self.trunk = own.index(False)  # a projected shortcut, a local branch beside the attention
         self.attends = (own[0] and self.trunk != 0, own[1] and self.trunk != 1)
@@ -87,6 +91,12 @@ def trunk_of(a: Tag, b: Tag) -> int | None:
         if trunk.root >= 0 and branch.ancestors >> trunk.root & 1:
             return position
     return None
+
+
+def is_selection(recorder: Recorder, tag: Tag, tensor: Tensor) -> bool:
+    """Whether a tensor holds only some rows of the values that its tag names."""
+    node = node_behind(recorder, replace(tag, origin=tag.root) if tag.root >= 0 else tag)
+    return node is not None and tensor.numel() < node.shape.numel()
 
 
 def further_branch(a: Tag, b: Tag) -> int | None:
@@ -140,7 +150,7 @@ def add_constant(recorder: Recorder, x: Tensor, constant: Any) -> Tensor:
     tag = tag_of(x)
     constant = torch.as_tensor(constant, dtype=None if isinstance(constant, Tensor) else x.dtype, device=x.device)
     scores = tag is not None and tag.role == tags.SCORES
-    shape = torch.broadcast_shapes(x.shape, constant.shape)
+    shape = lay.broadcast_shape(x.shape, constant.shape)
     layout = lay.broadcast([(tag.layout, x.shape)], shape) if tag else None
     node = ConstantSum(constant, ignored=scores or is_bias(constant, shape, layout))
     kept = (
@@ -159,9 +169,12 @@ def add(recorder: Recorder, a: Any, b: Any) -> Any:
         return add_constant(recorder, b, a)
     ta, tb = tag_of(a), tag_of(b)
     assert ta is not None and tb is not None
-    shape = torch.broadcast_shapes(a.shape, b.shape)
+    shape = lay.broadcast_shape(a.shape, b.shape)
     layout = lay.broadcast([(ta.layout, a.shape), (tb.layout, b.shape)], shape)
-    node = Sum(ta, tb, attention_origins(recorder))
+    rows = (is_selection(recorder, ta, a), is_selection(recorder, tb, b))
+    node = Sum(ta, tb, attention_origins(recorder), rows)
+    if a.shape != b.shape:
+        node.broadcast = (a, b)
     if node.trunk is not None:
         branch = (tb, ta)[node.trunk]
         if isinstance(branch.sum_of, Sum):
@@ -170,9 +183,18 @@ def add(recorder: Recorder, a: Any, b: Any) -> Any:
             shared = ta.carried & tb.carried
             node.fork = max((o for o in recorder.edges if shared >> o & 1), default=None) if shared else None
             node.branch = (b, a)[node.trunk] if node.fork is not None else None
-    role = ta.role if ta.role == tb.role else tags.SCORES if tags.SCORES in (ta.role, tb.role) else tags.PLAIN
+    role = role_of_sum({ta.role, tb.role})
     root = common_root(ta, tb)
     return recorder.run(node, a, b, layout=layout, role=role, root=root, sum_of=node, carried=node.carried)
+
+
+def role_of_sum(roles: set[str]) -> str:
+    """Scores and something are scores; a mean of squares less a square of means is a statistic."""
+    if len(roles) == 1:
+        return roles.pop()
+    if tags.SCORES in roles:
+        return tags.SCORES
+    return tags.STATISTIC if roles == {tags.MEAN, tags.STATISTIC} else tags.PLAIN
 
 
 def common_root(a: Tag, b: Tag) -> int:
@@ -187,10 +209,22 @@ def add_handler(recorder: Recorder, input: Any, other: Any, *, alpha: float = 1)
     return add(recorder, input, other if alpha == 1 else scaled(recorder, other, alpha))
 
 
+def is_mean_of(other: Tensor, x: Tensor) -> bool:
+    """Whether ``other`` holds means of ``x`` over some axes, however they were computed."""
+    axes = [i for i, (a, b) in enumerate(zip(other.shape, x.shape, strict=False)) if a == 1 != b]
+    if not axes or other.ndim != x.ndim or any(a != b for a, b in zip(other.shape, x.shape, strict=True) if a != 1):
+        return False
+    return torch.allclose(other.detach(), x.detach().mean(axes, keepdim=True))
+
+
 @handles("sub", "subtract", "__sub__", "__isub__", "sub_")
 def subtract(recorder: Recorder, input: Any, other: Any, *, alpha: float = 1) -> Any:
     ta, tb = (tag_of(t) if isinstance(t, Tensor) else None for t in (input, other))
-    if ta is not None and tb is not None and tb.role == tags.MEAN and tb.root == ta.origin:
+    if (
+        ta is not None
+        and tb is not None
+        and ((tb.root == ta.origin and tb.role == tags.MEAN) or is_mean_of(other, input))
+    ):
         from captum_transformer_attr.ops.norm import centred
 
         return centred(recorder, input, other)
@@ -216,3 +250,10 @@ def add_quotient(recorder: Recorder, input: Any, tensor1: Any, tensor2: Any, *, 
     with recorder:
         quotient = tensor1 / tensor2
         return input + (quotient if value == 1 else quotient * value)
+
+
+@handles("lerp")
+def interpolate(recorder: Recorder, input: Any, end: Any, weight: Any) -> Any:
+    """``input + weight * (end - input)`` as a sum of two shares."""
+    with recorder:
+        return input * (1 - weight) + end * weight

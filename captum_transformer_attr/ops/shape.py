@@ -191,7 +191,7 @@ def where(recorder: Recorder, condition: Tensor, input: Any = None, other: Any =
         t if isinstance(t, Tensor) else torch.as_tensor(t, dtype=o.dtype, device=condition.device)
         for t, o in ((input, other), (other, input))
     ]
-    shape = torch.broadcast_shapes(condition.shape, *(t.shape for t in pieces))
+    shape = lay.broadcast_shape(condition.shape, *(t.shape for t in pieces))
     layout = lay.broadcast([(layout_of(t), t.shape) for t in pieces], shape)
     return join(recorder, lambda values: torch.where(condition, *values), pieces, layout)
 

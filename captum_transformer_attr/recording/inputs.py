@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -50,6 +51,11 @@ class Inputs:
             return 1
         names = [n for n in self.explained if not (self.packed and self.values[n].is_floating_point())]
         return int(self.values[names[0]].shape[0])
+
+    def signature(self) -> tuple[Any, ...]:
+        """What the operations that a forward runs can depend on: shapes and dtypes of tensors, and the other arguments."""
+        values = (*self.values.items(), *enumerate(self.extra))
+        return tuple((n, v.shape, v.dtype) if isinstance(v, Tensor) else (n, str(v)[:80]) for n, v in values)
 
     def shape(self, name: str) -> torch.Size:
         """Shape of the results for an entry before they are packed."""
@@ -161,12 +167,20 @@ def parse(inputs: Any, additional_forward_args: Any = None) -> Inputs:
         parsed = Inputs("tuple", values, list(values), extra)
     elif isinstance(inputs, Mapping) and inputs:
         values = dict(inputs)
+        wrong = [key for key in values if not isinstance(key, str)]
+        if wrong:
+            raise InputError(f"inputs: the keys of a mapping are names of arguments, got {wrong[0]!r}")
         explained = [
             n
             for n, v in values.items()
             if isinstance(v, Tensor) and v.dtype != torch.bool and v.ndim >= 2 and not NOT_EXPLAINED.search(n)
         ]
         if not explained:
+            for n, v in values.items():
+                if isinstance(v, (list, np.ndarray)) and not NOT_EXPLAINED.search(n):
+                    raise InputError(
+                        f"inputs: '{n}' is a {type(v).__name__}, not a Tensor; use torch.as_tensor, or return_tensors='pt' of a tokenizer"
+                    )
             raise InputError(
                 f"inputs: no entry to explain among {', '.join(values)} (masks and positions are passed on only)"
             )
@@ -176,9 +190,14 @@ def parse(inputs: Any, additional_forward_args: Any = None) -> Inputs:
     else:
         raise InputError(
             f"inputs: expected a Tensor, a tuple of Tensors or a mapping of keyword arguments, got {type(inputs).__name__}"
+            + ("; use torch.as_tensor" if isinstance(inputs, np.ndarray) else "")
         )
     for name in parsed.explained:
         value = parsed.values[name]
+        if value.is_meta:
+            raise InputError(f"inputs: {label(parsed, name)} is on the meta device, where tensors hold no values")
+        if value.layout is not torch.strided or value.is_nested:
+            raise InputError(f"inputs: {label(parsed, name)} is sparse or nested; give a dense, padded tensor")
         if value.ndim == 0 or value.shape[0] == 0:
             raise InputError(f"inputs: {label(parsed, name)} holds no example (shape {tuple(value.shape)})")
         if value.shape[0] != parsed.batch and not (parsed.packed and value.is_floating_point()):

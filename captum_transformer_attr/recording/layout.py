@@ -92,6 +92,12 @@ def permuted(layout: Layout | None, order: Sequence[int]) -> Layout | None:
     return None if layout is None else tuple(layout[i] for i in order)
 
 
+def broadcast_shape(*shapes: torch.Size) -> torch.Size:
+    """Shape that these have together; torch's own function is slow where there is nothing to do."""
+    first = shapes[0]
+    return first if all(shape == first for shape in shapes) else torch.broadcast_shapes(*shapes)
+
+
 def broadcast(layouts: Sequence[tuple[Layout | None, Sequence[int]]], shape: Sequence[int]) -> Layout | None:
     """Layout of an elementwise operation over operands with these layouts and shapes."""
     result: list[Axis] = []

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from captum_transformer_attr.recording.recorder import Recorder
 
 CUT = "_captum_transformer_attr_cut"  # path of the module that took this tensor out of the graph
+PEAK = "_captum_transformer_attr_peak"  # the live maximum that this detached one was
 UNKNOWN = "_captum_transformer_attr_unknown"  # the same for integers that were computed from token ids in a way that no handle follows
 EXPORTS = frozenset(
     "item tolist numpy __array__ __float__ __int__ __index__ __complex__ __dlpack__ __deepcopy__ __reduce_ex__".split()
@@ -51,13 +52,27 @@ def leave(recorder: Recorder, func: Any, name: str, args: Any, kwargs: Any, writ
         )
     result = func(*args, **kwargs)
     if name in ("detach", "data"):
-        recorder.aliases.add(args[0].untyped_storage().data_ptr())
+        storage = args[0].untyped_storage()
+        recorder.aliases[storage.data_ptr()] = storage
+        if made_by(args[0]) in ("max", "amax"):
+            setattr(result, PEAK, args[0])
     if writes:
         recorder.marked.append(args[0])
     for out in results_of(result):
         if out.is_floating_point() and not out.requires_grad:
             setattr(out, CUT, recorder.path)
     return result
+
+
+def made_by(tensor: Tensor) -> str:
+    """Name of the function that torch itself recorded for this tensor."""
+    fn: Any = tensor.grad_fn
+    return "" if fn is None else str(fn.metadata.get(tags.ATTRIBUTE, ("", ""))[0])
+
+
+def attached(value: Any) -> Any:
+    """The live maximum in the place of a detached one that is taken off for the stability of a softmax: the value is the same, and all is visible."""
+    return getattr(value, PEAK, value)
 
 
 def cut(recorder: Recorder, result: Any) -> Any:
@@ -173,6 +188,7 @@ __all__ = [
     "CUT",
     "EXPORTS",
     "UNKNOWN",
+    "attached",
     "cut",
     "leave",
     "mark_dropped",

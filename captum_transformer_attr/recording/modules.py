@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import operator
 import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from copy import copy
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from captum_transformer_attr.errors import UnsupportedModelError
 from captum_transformer_attr.recording.recorder import Recorder, describe, tensors_in
 
 CONTAINERS = (dict, OrderedDict, list)  # of module attributes that a forward may fill
+NOTHING: dict[str, Any] = {}
 
 
 def modules_of(function: Any) -> list[nn.Module]:
@@ -33,8 +34,44 @@ def modules_of(function: Any) -> list[nn.Module]:
     return [v for v in values if isinstance(v, nn.Module)]
 
 
+class Modules:
+    """The modules behind a forward function, found in one walk: a recording asks for them many times.
+
+    roots: see ``modules_of``. named: module paths and modules below every root. tensors: parameters and buffers.
+    """
+
+    def __init__(self, function: Any) -> None:
+        self.roots = modules_of(function)
+        self.named = [(path, module) for root in self.roots for path, module in root.named_modules()]
+        refuse_compiled(self.named)
+        refuse_empty(self.named)
+        found = (t for _, m in self.named for t in (*m._parameters.values(), *m._buffers.values()) if t is not None)
+        self.tensors: list[Tensor] = list({id(t): t for t in found}.values())
+
+    def owned(self) -> dict[int, Tensor]:
+        """Parameters and buffers by the memory they lie in."""
+        places = ((t.untyped_storage().data_ptr(), t) for t in self.tensors if t.layout == torch.strided)
+        return {place: t for place, t in places if place}
+
+    def structure(self) -> int:
+        """A number that changes when a module is added, removed, or replaced by one that computes something else."""
+        return hash(tuple((path, type(m), id(vars(m).get("forward"))) for path, m in self.named))
+
+    def dtype(self) -> torch.dtype | None:
+        """Of the first parameter with floats, None where there is none."""
+        return next((t.dtype for t in self.tensors if isinstance(t, nn.Parameter) and t.is_floating_point()), None)
+
+    def random_state(self) -> list[Tensor]:
+        """States of the random number generators that a model can draw from."""
+        return [torch.random.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in self.cuda_devices())]
+
+    def cuda_devices(self) -> list[int]:
+        """Indices of the GPUs that hold some of the model."""
+        return sorted({t.device.index or 0 for t in self.tensors if t.is_cuda})
+
+
 @contextlib.contextmanager
-def as_evaluated(function: Any) -> Iterator[Callable[[], None]]:
+def as_evaluated(modules: Modules) -> Iterator[Callable[[], None]]:
     """Evaluation mode, parameters frozen, random state kept; everything is put back, also after an exception.
 
     Yields what puts the modules' attributes back, so that a second forward starts from where the first one did.
@@ -42,65 +79,46 @@ def as_evaluated(function: Any) -> Iterator[Callable[[], None]]:
     Attributes that the model writes while it runs (caches of position biases, stashed activations) are put back too: a cache filled from
     parameters that are trained further would be stale, a stashed activation would keep the recording alive.
     """
-    roots = modules_of(function)
-    modules = [m for root in roots for m in root.modules()]
-    refuse_compiled(roots)
-    training = [(m, m.training) for m in modules]
-    parameters = [
-        (p, p.requires_grad)
-        for root in roots
-        for p in (*root.parameters(), *root.buffers())
-        if p.requires_grad and p.is_leaf
-    ]
-    attributes = [
-        (m, dict(m.__dict__), {k: copy(v) for k, v in m.__dict__.items() if type(v) in CONTAINERS}) for m in modules
-    ]
-    devices = sorted({p.device.index or 0 for root in roots for p in root.parameters() if p.device.type == "cuda"})
+    training = [m for _, m in modules.named if m.training]
+    trainable = [t for t in modules.tensors if t.requires_grad and t.is_leaf]
+    for m in training:
+        m.training = False
+    held: list[tuple[Any, Any]] = [(vars(m), vars(m).copy()) for _, m in modules.named]
+    # Most are empty (hooks); thousands of copies would wake the garbage collector.
+    held += [(c, c.copy() if c else NOTHING) for _, values in held for c in values.values() if type(c) in CONTAINERS]
 
     def put_attributes_back() -> None:
-        for m, values, contents in attributes:
-            put_back(m, values | {"training": m.training}, contents)
+        for now, before in held:
+            if now or before:
+                put_back(now, before)
 
     try:
-        for m in modules:
-            m.training = False
-        for p, _ in parameters:
-            p.requires_grad_(False)
-        with torch.random.fork_rng(devices=devices):
+        for t in trainable:
+            t.requires_grad_(False)
+        with torch.random.fork_rng(devices=modules.cuda_devices()):
             yield put_attributes_back
     finally:
         put_attributes_back()
-        for m, mode in training:
-            m.training = mode
-        for p, flag in parameters:
-            with torch.inference_mode(p.is_inference()):  # where a model was made, its flags can be set
-                p.requires_grad_(flag)
+        for m in training:
+            m.training = True
+        with torch.inference_mode(
+            any(t.is_inference() for t in trainable)
+        ):  # where a model was made, its flags can be set
+            for t in trainable:
+                t.requires_grad_()
 
 
-def put_back(module: nn.Module, values: dict[str, Any], contents: dict[str, Any]) -> None:
-    """Give a module's ``__dict__`` the values it had, and its containers the contents they had."""
-    for name in module.__dict__.keys() - values.keys():
-        del module.__dict__[name]
-    module.__dict__.update(values)
-    for name, content in contents.items():
-        container = values[name]
-        if isinstance(container, list):
-            container[:] = content
-        elif len(container) != len(content) or any(
-            container.get(key, container) is not value for key, value in content.items()
-        ):
-            container.clear()
-            container.update(content)
-
-
-def owned_by(function: Any) -> dict[int, Tensor]:
-    """Parameters and buffers by the memory they lie in."""
-    tensors = (t for root in modules_of(function) for t in (*root.parameters(), *root.buffers()))
-    return {
-        t.untyped_storage().data_ptr(): t
-        for t in tensors
-        if t.layout == torch.strided and t.untyped_storage().data_ptr()
-    }
+def put_back(now: Any, before: Any) -> None:
+    """Give a dict or list the entries it had. Most have not changed, which costs no Python loop to see."""
+    if isinstance(now, list):
+        if len(now) != len(before) or not all(map(operator.is_, now, before)):
+            now[:] = before
+    elif now.keys() != before.keys() or not all(map(operator.is_, now.values(), before.values())):
+        if type(now) is OrderedDict:
+            now.clear()  # the order counts
+        for name in now.keys() - before.keys():
+            del now[name]
+        now.update(before)
 
 
 @contextlib.contextmanager
@@ -114,67 +132,71 @@ def uncompiled() -> Iterator[None]:
         yield
 
 
-def refuse_compiled(roots: list[nn.Module]) -> None:
+def refuse_compiled(named: list[tuple[str, nn.Module]]) -> None:
     """Compiled and scripted modules hide their operations."""
-    for root in roots:
-        for path, module in root.named_modules():
-            where = f"module '{path}'" if path else "the model"
-            if hasattr(module, "_orig_mod"):
+    for path, module in named:
+        where = f"module '{path}'" if path else "the model"
+        if hasattr(module, "_orig_mod"):
+            raise UnsupportedModelError(
+                f"{where} is compiled (torch.compile), its operations cannot be seen; pass the original: model._orig_mod"
+            )
+        if isinstance(module, torch.jit.ScriptModule):
+            raise UnsupportedModelError(
+                f"{where} is scripted (torch.jit), its operations cannot be seen; pass the Python module it was made from"
+            )
+
+
+def refuse_empty(named: list[tuple[str, nn.Module]]) -> None:
+    """Parameters on the meta device have no values."""
+    for path, module in named:
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter.is_meta:
                 raise UnsupportedModelError(
-                    f"{where} is compiled (torch.compile), its operations cannot be seen; pass the original: model._orig_mod"
-                )
-            if isinstance(module, torch.jit.ScriptModule):
-                raise UnsupportedModelError(
-                    f"{where} is scripted (torch.jit), its operations cannot be seen; pass the Python module it was made from"
+                    f"parameter '{f'{path}.{name}'.lstrip('.')}' is on the meta device, where it holds no values; load the model's weights first"
                 )
 
 
 @contextlib.contextmanager
-def watched(function: Any, recorder: Recorder) -> Iterator[None]:
+def watched(modules: Modules, recorder: Recorder) -> Iterator[None]:
     """Hooks that tell the recorder which module runs, and that make modules with a registered rule atomic."""
     from captum_transformer_attr.ops.custom import rule_for_module
 
-    handles = []
+    paths = {id(module): path for path, module in modules.named}
+    rules = {id(module): rule_for_module(module) for _, module in modules.named}
     recording_thread = threading.get_ident()
 
     def elsewhere() -> bool:
         """The same model, run by another thread meanwhile."""
         return threading.get_ident() != recording_thread
 
-    def enter(path: str) -> Any:
-        def hook(module: nn.Module, args: Any, kwargs: Any) -> Any:
-            if elsewhere():
-                return None
-            recorder.module_stack.append(path)
-            rule = rule_for_module(module)
-            if rule is not None and not recorder.paused:
-                return recorder.begin_atomic(module, args, kwargs)
+    def enter(module: nn.Module, args: Any) -> None:
+        if not elsewhere():
+            recorder.module_stack.append(paths[id(module)])
+
+    def isolate(module: nn.Module, args: Any, kwargs: Any) -> Any:
+        return None if recorder.paused or elsewhere() else recorder.begin_atomic(module, args, kwargs)
+
+    def leave(module: nn.Module, args: Any, output: Any) -> Any:
+        if elsewhere():
             return None
+        path, rule = paths[id(module)], rules[id(module)]
+        if rule is not None and recorder.atomic and recorder.atomic[-1].module is module:
+            output = recorder.end_atomic(module, rule, output)
+        while recorder.module_stack and recorder.module_stack.pop() != path:
+            pass
+        for t in tensors_in((output,)):
+            if t.grad_fn is not None:
+                describe(t.grad_fn, "", path)
+        recorder.module_outputs.setdefault(path, []).append(output)
+        return output
 
-        return hook
-
-    def leave(path: str) -> Any:
-        def hook(module: nn.Module, args: Any, output: Any) -> Any:
-            if elsewhere():
-                return None
-            rule = rule_for_module(module)
-            if rule is not None and recorder.atomic and recorder.atomic[-1].module is module:
-                output = recorder.end_atomic(module, rule, output)
-            while recorder.module_stack and recorder.module_stack.pop() != path:
-                pass
-            for t in tensors_in((output,)):
-                if t.grad_fn is not None:
-                    describe(t.grad_fn, "", path)
-            recorder.module_outputs.setdefault(path, []).append(output)
-            return output
-
-        return hook
-
+    handles = []
     try:
-        for root in modules_of(function):
-            for path, module in root.named_modules():
-                handles.append(module.register_forward_pre_hook(enter(path), with_kwargs=True, prepend=False))
-                handles.append(module.register_forward_hook(leave(path)))
+        for _, module in modules.named:
+            handles.append(module.register_forward_pre_hook(enter))
+            if rules[id(module)] is not None:
+                handles.append(module.register_forward_pre_hook(isolate, with_kwargs=True))
+            handles.append(module.register_forward_hook(leave))
         yield
     finally:
         for handle in handles:

@@ -4,7 +4,7 @@ for."""
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -16,9 +16,11 @@ KINDS = ("Linear4bit", "Linear8bitLt")
 AGREEMENT = 0.1
 
 
-def quantised_layers(roots: list[nn.Module]) -> list[nn.Module]:
+def quantised_layers(modules: Iterable[nn.Module]) -> list[nn.Module]:
     """The linear layers of bitsandbytes (and subclasses of them)."""
-    return [m for root in roots for m in root.modules() if is_quantised(type(m))]
+    modules = list(modules)
+    kinds = {kind for kind in set(map(type, modules)) if is_quantised(kind)}
+    return [m for m in modules if type(m) in kinds]
 
 
 def is_quantised(kind: type) -> bool:
@@ -26,13 +28,13 @@ def is_quantised(kind: type) -> bool:
 
 
 @contextlib.contextmanager
-def dequantised(roots: list[nn.Module]) -> Iterator[None]:
+def dequantised(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Inside the context the layers compute ``x Wᵀ + b`` in their input's dtype; their forwards are put back whatever
     happens.
 
     The weights in full precision live as long as the recording.
     """
-    layers = quantised_layers(roots)
+    layers = quantised_layers(modules)
     before = [vars(layer).get("forward") for layer in layers]
     try:
         for layer in layers:

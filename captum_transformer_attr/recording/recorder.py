@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import get_gradient_edge
+from torch.autograd.graph import GradientEdge
 from torch.overrides import TorchFunctionMode
 
 from captum_transformer_attr.errors import UnsupportedOperationError
@@ -20,6 +20,7 @@ from captum_transformer_attr.recording.leaving import (
     EXPORTS,
     UNKNOWN,
     WAY_OUT,
+    attached,
     cut,
     leave,
     mark_dropped,
@@ -156,7 +157,8 @@ class Recorder(TorchFunctionMode):
         self.edges: dict[int, Any] = {}  # origin → where its signals arrive
         self.parts: dict[tuple[Any, ...], Tag] = {}  # origin and place of some of its channels → their tag
         self.made: dict[Any, Tag] = {}  # autograd node → tag of what it gives
-        self.aliases: set[int] = set()  # memory of live tensors that the model also has as constants
+        # Memory of live tensors that the model also has as constants; held, so that its address is given to no other tensor.
+        self.aliases: dict[int, torch.UntypedStorage] = {}
         self.marked: list[Tensor] = []  # tensors of the model that got marks
         self.owned: dict[int, Tensor] = {}  # memory of parameters and buffers → the tensor
         self.overwritten: dict[
@@ -211,6 +213,9 @@ class Recorder(TorchFunctionMode):
                 f"no rule for operation '{name}' in {place(self.path)}: {REFUSED[name]}. "
                 f"Way out: register_rule(type(model.get_submodule('{self.path}')), relevance=...)."
             )
+        if base_name(name) in ("sub", "subtract"):
+            args = tuple(map(attached, args))
+            operands = tensors_in((*args, *kwargs.values()))
         refuse_cut(self, base_name(name), operands)
         if self.promote:
             if name in CONVERSIONS:
@@ -281,7 +286,7 @@ class Recorder(TorchFunctionMode):
         found = [t for t in node.sources if t is not None]
         new = self.merged(found, **tag)
         node.tag, node.layout, node.shape = new, new.layout, out.shape
-        self.edges[new.origin] = get_gradient_edge(out)
+        self.edges[new.origin] = GradientEdge(out.grad_fn, out.output_nr)  # type: ignore[arg-type]
         self.made[out.grad_fn] = new
         self.share_constants(node)
         if node.captured:
@@ -358,10 +363,10 @@ class Recorder(TorchFunctionMode):
         """Give a module with a registered rule leaves of its own and stop recording until it returns."""
         live = [t for t in tensors_in((args, kwargs)) if t.requires_grad and t.is_floating_point()]
         own = next((p.dtype for p in module.parameters() if p.is_floating_point()), None) if self.promote else None
+        self.paused += 1  # before the leaves are made: that they are detached is not the model's doing
         leaves = [t.detach().to(own or t.dtype).requires_grad_() for t in live]
         by_id = {id(t): leaf for t, leaf in zip(live, leaves, strict=True)}
         self.atomic.append(Atomic(module, live, leaves))
-        self.paused += 1
         return replaced(args, by_id), replaced(kwargs, by_id)
 
     def end_atomic(self, module: Any, rule: Any, output: Any) -> Any:
@@ -456,6 +461,19 @@ def replaced(value: Any, by_id: dict[int, Tensor]) -> Any:
     if isinstance(value, dict):
         return type(value)({k: replaced(v, by_id) for k, v in value.items()})
     return value
+
+
+def node_of(tensor: Tensor) -> Node | None:
+    """The recorded operation that gave exactly this tensor, no view of it."""
+    node = getattr(tensor.grad_fn, "node", None)
+    return node if isinstance(node, Node) else None
+
+
+def node_behind(recorder: Recorder, tag: Tag | None) -> Node | None:
+    """The recorded operation that computed the values that a tag names."""
+    edge = None if tag is None else recorder.edges.get(tag.origin)
+    node = None if edge is None else getattr(edge.node, "node", None)
+    return node if isinstance(node, Node) else None
 
 
 def describe(grad_fn: Any, name: str, path: str) -> None:

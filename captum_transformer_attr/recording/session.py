@@ -17,7 +17,7 @@ from captum_transformer_attr.ops.attention import Attention
 from captum_transformer_attr.recording.audit import audit
 from captum_transformer_attr.recording.inputs import Inputs, attach, private
 from captum_transformer_attr.recording.leaving import CUT
-from captum_transformer_attr.recording.modules import as_evaluated, modules_of, owned_by, uncompiled, watched
+from captum_transformer_attr.recording.modules import Modules, as_evaluated, uncompiled, watched
 from captum_transformer_attr.recording.node import LayoutLostError, Node
 from captum_transformer_attr.recording.outputs import OutputChoice, unwrap
 from captum_transformer_attr.recording.precision import is_half
@@ -47,6 +47,7 @@ class Recording:
         self.target: Any = None
         self.nodes: list[Node] = []
         self.attentions: list[Attention] = []
+        self.derived: dict[str, Any] = {}  # what others worked out from the graph below the selected outputs
 
     def select(self, target: Any) -> Tensor:
         """Choose what is explained and audit the graph below it. ``(N,)``.
@@ -56,6 +57,7 @@ class Recording:
             UnsupportedOperationError: if an operation has no rule.
         """
         self.target = target
+        self.derived.clear()
         # Of a difference the first term is what relevance and token flow start from; ``start`` knows both.
         self.selected = select(self.output, target.first if isinstance(target, Contrast) else target)
         self.subtracted = select(self.output, target.second) if isinstance(target, Contrast) else None
@@ -122,7 +124,7 @@ def recorded(
     function: Any,
     inputs: Inputs,
     output: OutputChoice = None,
-    verify: bool = True,
+    verified: set[Any] | None = None,
     constants: bool = False,
     tap: Tap | None = None,
 ) -> Iterator[Recording]:
@@ -132,7 +134,8 @@ def recorded(
         function: the model, or Captum's ``forward_func``.
         inputs: see ``parse``.
         output: which tensor of the output is explained.
-        verify: also run the plain forward and compare; of a batch also one example alone.
+        verified: what was compared with the plain forward before, of a batch also one example alone; a model of another structure or inputs of
+            another shape are compared now and added. None compares nothing.
         tap: gets the tensors that pass chosen layers.
         constants: also record attention among constants (learned queries).
 
@@ -142,7 +145,8 @@ def recorded(
     """
     recorder = Recorder(inputs.batch)
     recorder.constants = constants
-    dtype = parameter_dtype(function, inputs)
+    modules = Modules(function)
+    dtype = modules.dtype() or inputs.dtype
     recorder.promote = is_half(dtype) or is_half(inputs.dtype)
     recorder.handle_dtype = torch.float32 if recorder.promote else dtype
     recording: Recording | None = None
@@ -151,28 +155,33 @@ def recorded(
             torch.inference_mode(False),
             torch.enable_grad(),
             full_precision(),
-            as_evaluated(function) as put_back,
+            as_evaluated(modules) as put_back,
             uncompiled(),
         ):
-            recorder.owned = owned_by(function)
-            state = random_state(function)
+            recorder.owned = modules.owned()
+            state = modules.random_state()
             values = attach(inputs, recorder.handle_dtype, recorder.promote)
             for i, name in enumerate(inputs.explained):
                 given = getattr(values[name], HANDLE, values[name])
                 recorder.edges[i], recorder.made[given.grad_fn] = get_gradient_edge(given), tag_of(given)  # type: ignore[assignment]
             tapping = contextlib.nullcontext() if tap is None else tap.installed(recorder)
-            with dequantised(modules_of(function)), tapping, watched(function, recorder), recorder:
+            with dequantised(m for _, m in modules.named), tapping, watched(modules, recorder), recorder:
                 args, kwargs = inputs.arguments(values)
                 result = unwrap(function(*args, **kwargs), output)
             put_back()
             recorder.restore_owned()
+            signature = (modules.structure(), inputs.signature())
             # The plain forward continues the random numbers, so that a model that uses them gives something else.
-            if verify or not all(map(torch.equal, state, random_state(function))):
+            if (verified is not None and signature not in verified) or not all(
+                map(torch.equal, state, modules.random_state())
+            ):
                 plain = compare(function, inputs, output, result, recorder.autocast)
                 if inputs.batch > 1:
                     put_back()
                     recorder.restore_owned()
                     refuse_mixing(function, inputs, output, plain, recorder.autocast)
+            if verified is not None:
+                verified.add(signature)
             recording = Recording(recorder, inputs, result)
             yield recording
     finally:
@@ -180,12 +189,6 @@ def recorded(
         for node in recorder.nodes:
             node.__dict__.clear()
         recorder.clear()
-
-
-def random_state(function: Any) -> list[Tensor]:
-    """States of the random number generators that a model can draw from."""
-    devices = {p.device for root in modules_of(function) for p in root.parameters() if p.device.type == "cuda"}
-    return [torch.random.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in devices)]
 
 
 def plain_forward(function: Any, inputs: Inputs, output: OutputChoice) -> Tensor:
@@ -204,7 +207,7 @@ def full_precision() -> Iterator[None]:
 
 def agreement_of(function: Any, plain: Tensor, autocast: torch.dtype | None) -> float:
     """How far two forwards may be apart, relative to the largest output."""
-    if quantised_layers(modules_of(function)):
+    if quantised_layers(m for _, m in Modules(function).named):
         return QUANTISED_AGREEMENT
     return max(AGREEMENT[plain.dtype], 0.0 if autocast is None else AGREEMENT[autocast])
 
@@ -257,9 +260,3 @@ def compare(
             f"computes in a way that cannot be followed; make it deterministic, or register_rule for the module in question"
         )
     return plain
-
-
-def parameter_dtype(function: Any, inputs: Inputs) -> torch.dtype:
-    """Floating dtype that signals of token ids have."""
-    found = [p.dtype for root in modules_of(function) for p in root.parameters() if p.is_floating_point()]
-    return found[0] if found else inputs.dtype

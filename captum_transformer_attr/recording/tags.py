@@ -16,7 +16,7 @@ POOLED = "pooled"  # values pooled by a softmax over tokens for every channel: t
 GATE = "gate"  # bounded activation (sigmoid, tanh): multiplies a signal
 ACTIVATED = "activated"  # unbounded activation (SiLU, GELU): the gate of a gated linear unit
 STATISTIC = "statistic"  # a norm or standard deviation: scales a signal
-MEAN = "mean"  # a mean that kept its axes: centres a signal
+MEAN = "mean"  # a mean or a sum over channels, or one that kept its axes: its root (or a power) scales a signal
 ATTRIBUTE = "_captum_transformer_attr_tag"
 
 

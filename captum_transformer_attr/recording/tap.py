@@ -140,4 +140,6 @@ def name_of(function: Any, layer: nn.Module) -> str:
         for path, module in root.named_modules():
             if module is layer:
                 return path
+    if isinstance(layer, str):
+        raise InputError(f"layer: expected a module, got a name; give model.get_submodule('{layer}')")
     raise InputError(f"layer: this {type(layer).__name__} is not part of the model")

@@ -38,6 +38,8 @@ def select(output: Tensor, target: Any) -> Tensor:
     shape = tuple(output.shape)
     if target is None and output.numel() == (shape[0] if shape else 1):
         return output.reshape(-1)
+    if isinstance(target, Tensor):
+        target = target.to(output.device)
     try:
         selected: Tensor = _select_targets(output, target)
     except (AssertionError, IndexError, RuntimeError, TypeError) as error:
@@ -48,7 +50,7 @@ def select(output: Tensor, target: Any) -> Tensor:
     if selected.numel() != (shape[0] if shape else 1):
         raise TargetError(
             f"target={shown(target)}: selects {tuple(selected.shape[1:])} numbers per example of an output of shape "
-            f"{shape}; one is needed"
+            f"{shape}; one is needed" + (", give its class as target" if target is None else "")
         )
     return selected.reshape(-1)
 

@@ -177,10 +177,11 @@ def centring(node: Centring, r: Tensor, signal: Signal) -> Grads:
     return r, None
 
 
-def nothing(node: Statistic, r: Tensor, signal: Signal) -> Grads:
-    """A norm or deviation carries no relevance."""
-    node.absorb(lambda: r)
-    return (None,)
+def statistic(node: Statistic, r: Tensor, signal: Signal) -> Grads:
+    """A statistic that is content: R_i = x_i ∂y/∂x_i · R / (degree · y), which conserves R because y is homogeneous."""
+    node.absorb(lambda: torch.where(is_nothing(node.y.detach()), r, 0))
+    (back,) = node.gradient(divide(r, node.y.detach()) / node.degree)
+    return (node.leaves[0].detach() * back,)  # type: ignore[operator]
 
 
 def embedding(node: Embedding, r: Tensor, signal: Signal) -> Grads:
@@ -215,7 +216,7 @@ TABLE: dict[type[Node], Rule] = {
     Scale: scaling,
     Product: product,
     Centring: centring,
-    Statistic: nothing,
+    Statistic: statistic,
     Embedding: embedding,
     Join: joining,
 }

@@ -190,16 +190,17 @@ def expanded_total(node: Custom, signals: Grads) -> Tensor:
     return total
 
 
-def nothing(node: Statistic, g: Tensor, signal: Signal) -> Grads:
-    """Norms and deviations are constants."""
-    return (None,)
+def statistic(node: Statistic, g: Tensor, signal: Signal) -> Grads:
+    """Norms and deviations that scale are constants, and nothing arrives here. One that is content is complete by its
+    gradient over its degree."""
+    return node.gradient(g / node.degree)
 
 
 SHARED: dict[type[Node], Rule] = {
     LinearMap: linear_map,
     Norm: frozen_norm,
     Centring: ordinary,
-    Statistic: nothing,
+    Statistic: statistic,
     MatMul: halved_product,
     Softmax: ordinary,
     Sum: ordinary,

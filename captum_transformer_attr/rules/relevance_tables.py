@@ -13,7 +13,7 @@ from captum_transformer_attr.rules import deep_taylor
 from captum_transformer_attr.rules.attnlrp import attnlrp
 from captum_transformer_attr.rules.cp import cp
 from captum_transformer_attr.rules.libra import libra
-from captum_transformer_attr.rules.linear_rules import COMPOSITES, Composite, ZBox, ZPlus
+from captum_transformer_attr.rules.linear_rules import COMPOSITES, Composite, LinearRule, ZBox, ZPlus
 from captum_transformer_attr.rules.table import Signal
 
 GRADIENT_TABLES = {"attnlrp": attnlrp, "cp": cp, "libra": libra}
@@ -49,6 +49,11 @@ def composite_of(choice: str | Composite | None, rules: str) -> Composite | None
         if choice not in COMPOSITES:
             raise InputError(f"composite={choice!r}: choose one of {', '.join(COMPOSITES)}, or give a Composite")
         choice = COMPOSITES[choice]
+    if choice is not None and not isinstance(choice, Composite):
+        raise InputError(f"composite: expected a name or a Composite, got {type(choice).__name__}")
+    for rule in () if choice is None else choice.rules():
+        if not isinstance(rule, LinearRule):
+            raise InputError(f"composite: expected rules such as Epsilon(), got {rule!r}")
     if choice is not None and rules in GRADIENT_TABLES and any(isinstance(rule, ZBox) for rule in choice.rules()):
         raise InputError(
             f"composite: ZBox needs rules='deep_taylor'; rules='{rules}' carries a modified gradient, "

@@ -22,6 +22,7 @@ COLUMNS = 7
 """Pictures side by side at most."""
 TEXT_WIDTH = 11.0
 LINE_HEIGHT = 0.34
+TEXT_LEGEND = "red: speaks for it, blue: against it; the colours of each line reach to its own largest score"
 
 
 def overlay(axes: Axes, image: np.ndarray, scores: FloatArray, opacity: float = 0.6) -> ColorScale:
@@ -62,7 +63,7 @@ def overlay(axes: Axes, image: np.ndarray, scores: FloatArray, opacity: float = 
     return scale
 
 
-def image_figure(panel: ImagePanel, probabilities: dict[str, float] | None = None) -> Figure:
+def image_figure(panel: ImagePanel, probabilities: dict[str, float] | None = None, title: str = "") -> Figure:
     """The picture itself and one map per method for every class; more than fit a line go on in the next one."""
     classes, methods = list(panel.scores), list(next(iter(panel.scores.values())))
     lines = -(-(1 + len(methods)) // COLUMNS)
@@ -70,31 +71,39 @@ def image_figure(panel: ImagePanel, probabilities: dict[str, float] | None = Non
     rows = lines * len(classes)
     # Titles of two lines need room below the line before.
     height = CELL + (0.25 if rows == 1 else 0.45)
-    figure = Figure(figsize=(CELL * columns, height * rows + 0.3), layout="constrained")
+    figure = Figure(figsize=(CELL * columns, height * rows + (0.55 if title else 0.3)), layout="constrained")
     FigureCanvasAgg(figure)
+    if title:
+        figure.suptitle(title, x=0.005, ha="left", fontsize=10, fontweight="bold", parse_math=False)
     grid = figure.subplots(rows, columns, squeeze=False).reshape(len(classes), lines * columns)
     for cells, label in zip(grid, classes, strict=True):
         picture = cells[0]
         picture.imshow(panel.image)
         picture.set_xticks([])
         picture.set_yticks([])
-        picture.set_title(_class_title(label, probabilities), fontsize=8, loc="left")
+        heading = textwrap.fill(_class_title(label, probabilities), 24)
+        picture.set_title(heading, fontsize=8, fontweight="bold", loc="left", parse_math=False)
         for axes, method in zip(cells[1:], methods, strict=False):
             scale = overlay(axes, panel.image, panel.scores[label][method])
             if label in panel.boxes:
                 _outline(axes, panel.boxes[label], panel.image.shape[1], panel.image.shape[0])
             axes.set_title(textwrap.fill(method, 24), fontsize=8)
-            axes.set_xlabel(f"{scale.low:.2g} … {scale.high:.2g}", fontsize=6)
+            if not scale.flat:
+                _legend(axes, scale)
         for axes in cells[1 + len(methods) :]:
             axes.remove()
     return figure
 
 
-def text_figure(panel: TextPanel, probabilities: dict[str, float] | None = None) -> Figure:
-    """One line (or more, for long texts) of coloured tokens per class and method."""
+def text_figure(panel: TextPanel, probabilities: dict[str, float] | None = None, title: str = "") -> Figure:
+    """A line (or more, for long texts) of coloured tokens per class and method; the title stands behind each class."""
     blocks = {label: _wrap(panel.tokens_of(label), TEXT_WIDTH - 2.6) for label in panel.scores}
     heights = {label: LINE_HEIGHT * (len(lines) + 0.35) for label, lines in blocks.items()}
-    height = 0.3 + sum(LINE_HEIGHT + heights[label] * len(by_method) for label, by_method in panel.scores.items())
+    height = (
+        0.3
+        + LINE_HEIGHT
+        + sum(LINE_HEIGHT + heights[label] * len(by_method) for label, by_method in panel.scores.items())
+    )
     figure = Figure(figsize=(TEXT_WIDTH, height))
     FigureCanvasAgg(figure)
     axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
@@ -103,13 +112,14 @@ def text_figure(panel: TextPanel, probabilities: dict[str, float] | None = None)
     axes.axis("off")
     top = 0.3
     for label, by_method in panel.scores.items():
-        title = _class_title(label, probabilities)
-        axes.text(0.15, top, title, fontsize=10, fontweight="bold", va="center", parse_math=False)
+        heading = _class_title(label, probabilities) + (f"  ({title})" if title else "")
+        axes.text(0.15, top, heading, fontsize=10, fontweight="bold", va="center", parse_math=False)
         top += LINE_HEIGHT
         for method, scores in by_method.items():
             axes.text(0.15, top, textwrap.fill(method, 30), fontsize=8, va="center", color="#444444")
             _draw_tokens(axes, panel.tokens_of(label), blocks[label], scores, top)
             top += heights[label]
+    axes.text(0.15, top, TEXT_LEGEND, fontsize=7, va="center", color="#777777")
     return figure
 
 
@@ -117,7 +127,9 @@ def example_figures(example: Example) -> list[Figure]:
     """The figures of an example, one per panel."""
     probabilities = dict(example.probabilities)
     return [
-        image_figure(panel, probabilities) if isinstance(panel, ImagePanel) else text_figure(panel, probabilities)
+        image_figure(panel, probabilities, example.title)
+        if isinstance(panel, ImagePanel)
+        else text_figure(panel, probabilities, panel.title if len(example.panels) > 1 else "")
         for panel in example.panels
     ]
 
@@ -145,6 +157,15 @@ def save_png(report: Report, path: Path, dots_per_inch: int = 130) -> None:
         page.paste(picture, (0, top))
         top += picture.height
     page.save(path, format="PNG", optimize=True)
+
+
+def _legend(axes: Axes, scale: ColorScale) -> None:
+    """The colour scale below a map, between its two ends."""
+    bar = axes.inset_axes((0.27, -0.085, 0.46, 0.035))
+    bar.imshow(np.linspace(0, 1, 256)[None], cmap=scale.colormap, aspect="auto")
+    bar.set_axis_off()
+    for x, side, value in ((0.25, "right", scale.low), (0.75, "left", scale.high)):
+        axes.text(x, -0.07, f"{value:.2g}", ha=side, va="center", fontsize=6, transform=axes.transAxes)
 
 
 def _outline(axes: Axes, box: Box, width: int, height: int) -> None:

@@ -19,6 +19,7 @@ from captum_transformer_attr.visualization.report import (
     Panel,
     Report,
     Table,
+    TextPanel,
 )
 
 LARGEST_PICTURE = 640
@@ -41,13 +42,15 @@ def render_html(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    panels = [panel for example in report.examples for panel in example.panels]
     template = environment.get_template("report.html.jinja")
     return template.render(
         title=report.title,
         description=report.description,
         examples=[_example(example) for example in report.examples],
         tables=[_table(table) for table in report.tables],
-        has_images=any(isinstance(panel, ImagePanel) for example in report.examples for panel in example.panels),
+        has_images=any(isinstance(panel, ImagePanel) for panel in panels),
+        has_texts=any(isinstance(panel, TextPanel) for panel in panels),
     )
 
 

@@ -51,12 +51,18 @@ def class_questions(
         raise InputError(f"model {loaded.name} returns scores of shape {tuple(output.shape)}, not one score per class")
     logits, probabilities = output[0], loaded.probabilities(output)[0].tolist()
     count = logits.shape[0]
+    if loaded.class_names and len(loaded.class_names) != count:
+        raise InputError(
+            f"model {loaded.name} has {count} classes, but {len(loaded.class_names)} class names; "
+            "give theirs with --labels"
+        )
     chosen: list[tuple[int, ...]] = [(index,) for index in logits.topk(min(top, count)).indices.tolist()]
     if wanted:
         chosen = [
             tuple(class_index(name, loaded.class_names, count) for name in contrasted(text))
             for text in dict.fromkeys(wanted)
         ]
+        check_differ(chosen, wanted)
     names = dict(zip(range(count), class_labels(loaded, range(count)), strict=True))
     questions = {
         " rather than ".join(names[index] for index in indices): Question(
@@ -80,6 +86,17 @@ def contrasted(text: str) -> list[str]:
     if len(parts) > 2 or not all(parts):
         raise InputError(f'target {text!r}: write one class, or two as "this > that"')
     return parts
+
+
+def check_differ(chosen: Sequence[Sequence[int]], wanted: Sequence[str]) -> None:
+    """Refuse the difference of a class and itself, which is zero.
+
+    Raises:
+        InputError: naming what the user wrote.
+    """
+    for indices, text in zip(chosen, dict.fromkeys(wanted), strict=True):
+        if len(indices) == 2 and indices[0] == indices[1]:
+            raise InputError(f"target {text!r} is the difference of a class and itself")
 
 
 def class_labels(loaded: LoadedModel, indices: Sequence[int]) -> list[str]:

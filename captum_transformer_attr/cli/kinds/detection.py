@@ -50,7 +50,7 @@ def detection_case(loaded: DetectionModel, path: str, targets: Sequence[str], de
         for question, (query, _) in zip(questions, found, strict=True)
     }
     view = ImageView("image", loaded.preprocessing.picture(pixels), image_scores, boxes)
-    return Case(Path(path).name, questions, (view,), f"{len(_confident(confidence))} objects found")
+    return Case(Path(path).name, questions, (view,), _summary(confidence))
 
 
 def object_confidence(logits: Tensor, loaded: DetectionModel) -> Tensor:
@@ -66,6 +66,13 @@ def object_confidence(logits: Tensor, loaded: DetectionModel) -> Tensor:
     if loaded.class_names is not None and logits.shape[-1] == len(loaded.class_names):
         return logits.sigmoid()
     return logits.softmax(-1)[..., :-1]
+
+
+def _summary(confidence: Tensor) -> str:
+    count = int((confidence.amax(-1) > CONFIDENT).sum())
+    if not count:
+        return f"no object found with more than {CONFIDENT:.0%} confidence"
+    return f"{count} object{'' if count == 1 else 's'} found"
 
 
 def _confident(confidence: Tensor) -> list[tuple[int, int]]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from captum_transformer_attr.cli.cases import Case, Question, TextView
-from captum_transformer_attr.cli.kinds.classes import contrasted, model_scores
+from captum_transformer_attr.cli.kinds.classes import check_differ, contrasted, model_scores
 from captum_transformer_attr.cli.kinds.text import EncodedText, encode, read_text
 from captum_transformer_attr.comparison import element_scores
 from captum_transformer_attr.errors import InputError
@@ -60,12 +60,13 @@ def language_case(
         prompt["decoder_input_ids"] = _start(loaded, device)
     probabilities = model_scores(loaded, prompt)[0, -1].softmax(-1)
     count = len(probabilities)
-    chosen: list[list[int]] = [[token] for token in probabilities.topk(top).indices.tolist()]
+    chosen: list[list[int]] = [[token] for token in probabilities.topk(min(top, count)).indices.tolist()]
     if targets:
         chosen = [
             [token_index(loaded.tokenizer, name, count) for name in contrasted(target)]
             for target in dict.fromkeys(targets)
         ]
+        check_differ(chosen, targets)
     position = (prompt["decoder_input_ids"] if loaded.has_encoder else prompt["input_ids"]).shape[1] - 1
     tokens = list(dict.fromkeys(token for pair in chosen for token in pair))
     names = dict(zip(tokens, token_labels(loaded.tokenizer, tokens), strict=True))

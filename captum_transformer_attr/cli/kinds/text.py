@@ -117,16 +117,23 @@ def read_text(given: str) -> tuple[str, str]:
     Raises:
         InputError: if ``given`` names a file that is no readable text.
     """
+    path = Path(given)
     try:
-        is_file = Path(given).is_file()
+        is_file, is_folder = path.is_file(), bool(given) and path.is_dir()
     except (OSError, ValueError):  # a sentence can be too long for a file name
-        is_file = False
-    if is_file:
-        try:
-            return Path(given).read_text(encoding="utf-8"), Path(given).name
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"text file {given} cannot be read: {error}") from error
-    return given, shortened(given)
+        return given, shortened(given)
+    if is_folder and len(path.parts) > 1:
+        raise InputError(f"{given} is a folder; give a sentence or a text file")
+    if not is_file:
+        if path.suffix == ".txt" and not any(letter.isspace() for letter in given):
+            raise InputError(f"text file {given} does not exist")
+        return given, shortened(given)
+    try:
+        return path.read_text(encoding="utf-8"), path.name
+    except UnicodeDecodeError as error:
+        raise InputError(f"{given} is not UTF-8 text; give a sentence or a text file") from error
+    except OSError as error:
+        raise InputError(f"text file {given} cannot be read: {error.strerror}") from error
 
 
 def shortened(text: str) -> str:

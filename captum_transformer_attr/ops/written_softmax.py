@@ -1,0 +1,90 @@
+"""A softmax that the model writes out, exponentials divided by their sum, is recorded as what it is.
+
+Local rules of exp, sum and quotient would be right as well, but another explanation than that of the same model with ``softmax``: its attention would
+not be found, and no table would freeze it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_transformer_attr.ops.attention import Softmax, softmax_of, unshifted
+from captum_transformer_attr.ops.bilinear import MatMul
+from captum_transformer_attr.ops.elementwise import Elementwise, Scale, apply_elementwise
+from captum_transformer_attr.ops.linear import Pool
+from captum_transformer_attr.ops.residual import ConstantSum
+from captum_transformer_attr.recording import tags
+from captum_transformer_attr.recording.recorder import Recorder, handles, node_behind, node_of
+from captum_transformer_attr.recording.tags import tag_of
+
+
+class Exponential(Elementwise):
+    """``exp(x)``; ``exponent`` is the live ``x``."""
+
+    label = "exponential"
+    exponent: Tensor
+
+
+@handles("exp")
+def exponential(recorder: Recorder, input: Tensor) -> Any:
+    logarithm = node_of(input)
+    if isinstance(logarithm, Softmax) and logarithm.logits is not None:  # log_softmax(...).exp()
+        return softmax_of(recorder, logarithm.logits, logarithm.dim)
+    node = Exponential()
+    node.exponent = input
+    return apply_elementwise(recorder, torch.exp, "exp", input, node=node)
+
+
+def written_softmax(recorder: Recorder, numerator: Tensor, total: Tensor, divide: bool) -> Tensor | None:
+    """Exponentials divided by their total (or times its reciprocal) as a softmax of the exponents; None if it is none.
+
+    A constant added to the total (a sink, a guard against 0) stays part of it. Zeros by which exponentials were multiplied are a mask. Exponentials
+    may have been multiplied by the values before they are divided.
+    """
+    product = node_of(numerator)
+    if isinstance(product, MatMul) and product.factors:
+        softmax = written_softmax(recorder, product.factors[0], total, divide)
+        with recorder:
+            return None if softmax is None else softmax @ product.factors[1]
+    exponential, hidden = exponential_of(recorder, numerator)
+    axes = [i for i, (a, b) in enumerate(zip(numerator.shape, total.shape, strict=False)) if a != 1 == b]
+    if exponential is None or numerator.ndim != total.ndim or len(axes) != 1:
+        return None
+    dim, constant = axes[0], False
+    node = node_behind(recorder, tag_of(total))
+    while isinstance(node, ConstantSum) or (isinstance(node, Elementwise) and not isinstance(node, Exponential)):
+        constant |= isinstance(node, ConstantSum)
+        node = node_behind(recorder, node.sources[0])
+    if not isinstance(node, Pool) or node_behind(recorder, node.sources[0]) is not node_of(numerator):
+        return None
+    e, divisor = numerator.detach(), total.detach() if divide else 1 / total.detach()
+    sink = divisor - e.sum(dim, keepdim=True)
+    if not constant and not torch.allclose(sink, torch.zeros_like(sink), atol=1e-5 * float(divisor.abs().max())):
+        return None  # not their sum
+    exponents = exponential.exponent if constant else unshifted(exponential.exponent, dim)
+    if hidden is not None:
+        with recorder:
+            exponents = exponents.masked_fill(hidden, -math.inf)
+    if not constant:
+        return softmax_of(recorder, exponents, dim)
+    softmax_with_sink = Softmax()
+    softmax_with_sink.function = lambda x: x.exp() / (x.exp().sum(dim, keepdim=True) + sink)
+    tag = tag_of(exponents)
+    return recorder.run(softmax_with_sink, exponents, layout=tag.layout if tag else None, role=tags.PROBABILITY)
+
+
+def exponential_of(recorder: Recorder, tensor: Tensor) -> tuple[Exponential | None, Tensor | None]:
+    """The exponential that a tensor is, and what a mask of zeros hides of it."""
+    node, hidden = node_of(tensor), None
+    if isinstance(node, Scale) and isinstance(node.factor, Tensor) and is_mask(node.factor):
+        hidden, node = node.factor == 0, node_behind(recorder, node.sources[0])
+    return (node, hidden) if isinstance(node, Exponential) else (None, None)
+
+
+def is_mask(factor: Tensor) -> bool:
+    """Whether a factor is made of zeros and ones."""
+    return bool(((factor == 0) | (factor == 1)).all())
