@@ -53,6 +53,9 @@ def test_detr(variant):
     got = AttentionRelevance(model, **VARIANTS[variant]).attribute_tokens(inputs, target)["pixel_values"]
     assert got.shape == (2, 3, 4)
     assert error(got.flatten(1), want[f"map.{variant}"]) < 1e-9
+    # What the attention among learned queries keeps for them is accounted for.
+    delta = AttentionRelevance(model, **VARIANTS[variant]).attribute(inputs, target, return_convergence_delta=True)[1]
+    assert delta.shape == (2,) and delta.abs().max() < 1e-6
 
 
 def test_visualbert():

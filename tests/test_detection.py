@@ -9,7 +9,13 @@ from pycocotools import mask as coco_mask
 from small_hf_models import SEQ2SEQ, build, noise
 
 from captum_transformer_attr import AttentionRelevance, InputError
-from captum_transformer_attr.detection import coco_results, otsu_mask, pixel_box, segmentation_masks
+from captum_transformer_attr.detection import (
+    coco_results,
+    mask_average_precision,
+    otsu_mask,
+    pixel_box,
+    segmentation_masks,
+)
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +134,31 @@ def test_coco_results(detr):
         left, top, right, bottom = o.box
         assert entry["bbox"] == pytest.approx([left, top, right - left, bottom - top])
     assert [entry["image_id"] for entry in entries] == [17] * 6 + [18] * 6
+
+
+def test_mask_average_precision_by_hand():
+    """One object of 10 columns. A mask of its left half has IoU 0.5 and counts at 0.2, …, 0.5: 7 of 16 thresholds."""
+
+    def entry(columns, **more):
+        mask = np.zeros((4, 12), dtype=np.uint8, order="F")
+        mask[:, :columns] = 1
+        code = coco_mask.encode(mask)
+        return {
+            "segmentation": {"size": [4, 12], "counts": code["counts"].decode()},
+            "category_id": 3,
+            "image_id": 1,
+        } | more
+
+    truth = {
+        "images": [{"id": 1, "height": 4, "width": 12}],
+        "categories": [{"id": 3}],
+        "annotations": [entry(10, id=1, area=40, iscrowd=0, bbox=[0, 0, 10, 4])],
+    }
+    assert mask_average_precision(truth, [entry(10, score=0.9)]) == pytest.approx(1)
+    assert mask_average_precision(truth, [entry(5, score=0.9)]) == pytest.approx(7 / 16)
+    assert mask_average_precision(truth, [entry(1, score=0.9)]) == mask_average_precision(truth, []) == 0
+    # A surer wrong mask in front of the right one halves the precision.
+    assert mask_average_precision(truth, [entry(1, score=0.9), entry(10, score=0.8)]) == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,20 @@
-"""Tokens padded with zeros inside the model (windows that do not fit): products of zeros are accounted for."""
+"""Padding: zeros inside the model (windows that do not fit) are accounted for; masked tokens of a batch."""
 
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers as T
 from tiny_models import randomise
 from torch import nn
 
-from captum_transformer_attr import TransformerLRP, TransformerRelevance
+from captum_transformer_attr import (
+    AttCAT,
+    AttentionGradCam,
+    LeGrad,
+    TokenStatisticsRelevance,
+    TransformerLRP,
+    TransformerRelevance,
+)
 
 WIDTH = 8
 
@@ -49,3 +57,62 @@ def test_inputs_that_underflow_count_as_zero(dtype, tiny):
     x = torch.full((1, 3), tiny, dtype=dtype)
     scores, delta = TransformerLRP(layer).attribute(x, 1, return_convergence_delta=True)
     assert torch.equal(scores, torch.zeros_like(x)) and delta == 0
+
+
+# ---------------------------------------------------------------------- padded batches
+TEXT = {
+    "vocab_size": 30,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 24,
+    "max_position_embeddings": 16,
+}
+TEXT_METHODS = {
+    "TokenStatisticsRelevance": TokenStatisticsRelevance,
+    "AttentionGradCam, map": lambda model: AttentionGradCam(model, average="map"),
+    "LeGrad": LeGrad,
+    "AttCAT": AttCAT,
+}
+
+
+def deberta():
+    """Written-out attention over (B · H, N, N); everything is hidden from a padded query, which sees all keys alike."""
+    config = T.DebertaV2Config(
+        **TEXT, relative_attention=True, pos_att_type=["p2c", "c2p"], position_buckets=4, num_labels=3
+    )
+    return T.DebertaV2ForSequenceClassification(config)
+
+
+def lxmert():
+    """Padded text asks the image: its queries are padding that this attention itself does not tell."""
+    config = T.LxmertConfig(
+        **TEXT, l_layers=1, r_layers=1, x_layers=2, visual_feat_dim=5, num_qa_labels=3, num_labels=3
+    )
+    return T.LxmertForQuestionAnswering(config)
+
+
+@pytest.mark.parametrize("method", TEXT_METHODS)
+@pytest.mark.parametrize("build", [deberta, lxmert])
+def test_padding_changes_nothing(build, method):
+    if build is lxmert and method in ("LeGrad", "AttCAT"):
+        pytest.skip("refuses models of several streams")
+    model = randomise(build().double())
+    generator = torch.Generator().manual_seed(1)
+    lengths = (7, 4)
+    mask = torch.tensor([[1] * n + [0] * (7 - n) for n in lengths])
+    inputs = {"input_ids": torch.randint(3, 30, (2, 7), generator=generator) * mask, "attention_mask": mask}
+    if build is lxmert:
+        for name, width in (("visual_feats", 5), ("visual_pos", 4)):
+            inputs[name] = torch.randn(2, 3, width, dtype=torch.float64, generator=generator)
+    explain = TEXT_METHODS[method](model).attribute_tokens
+    found = set()
+    for target in range(3):
+        got = explain(inputs, target)
+        for i, n in enumerate(lengths):
+            one = {k: t[i : i + 1, :n] if t.shape == mask.shape else t[i : i + 1] for k, t in inputs.items()}
+            for name, alone in explain(one, target).items():
+                torch.testing.assert_close(got[name][i : i + 1, : alone.shape[1]], alone, rtol=1e-6, atol=1e-9)
+                assert (got[name][i, alone.shape[1] :] == 0).all()
+                found |= {(i, name)} if (alone != 0).any() else set()
+    assert len(found) == 2 * len(got)

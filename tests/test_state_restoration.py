@@ -242,3 +242,14 @@ def test_training_goes_on_after_an_attribution():
     model.train()
     model(IMAGES)[:, 1].sum().backward()
     assert all(p.grad is not None for p in model.vit.head.parameters())
+
+
+def test_model_made_in_inference_mode():
+    """Its parameters refuse that their flag is put back outside of inference mode."""
+    images = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    want = TransformerRelevance(randomise(TinyViT())).attribute(images, 1)
+    with torch.inference_mode():
+        model = randomise(TinyViT())
+    assert all(p.requires_grad for p in model.parameters())
+    assert torch.equal(TransformerRelevance(model).attribute(images, 1), want)
+    assert all(p.requires_grad for p in model.parameters())

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from captum_transformer_attr.flow.padding import real_tokens
 from captum_transformer_attr.flow.token_flow import TABLE, Flow, Weights, row_sums
 from captum_transformer_attr.flow.token_flow import linear as flat_linear
-from captum_transformer_attr.ops.attention import Attention, FusedAttention, ValueProduct
+from captum_transformer_attr.ops.attention import Attention
 from captum_transformer_attr.ops.linear import Linear
 from captum_transformer_attr.ops.norm import LayerNorm, Norm
 from captum_transformer_attr.ops.product import NORMALISATION, Product
@@ -88,16 +89,6 @@ def deviation(norm: Node) -> Tensor:
     return norm.b if norm.divide else norm.b.reciprocal()
 
 
-def attended(attention: Attention) -> Tensor:
-    """Which keys any query looks at, ``(..., keys)``: padding is looked at by none."""
-    if isinstance(attention, FusedAttention) and attention.mask is None:
-        return torch.ones(
-            *attention.map_shape[:-2], attention.map_shape[-1], dtype=torch.bool, device=attention.value.device
-        )
-    seen = [attention.probabilities(rows).amax(-2) > 0 for rows in attention.blocks()]
-    return torch.stack(seen).any(0)
-
-
 def relative_deviation(block: BlockNorm) -> Tensor:
     """σ̂: deviations over their mean over the example's tokens; padding takes no part in the mean."""
     sigma = deviation(block.norm)
@@ -105,12 +96,10 @@ def relative_deviation(block: BlockNorm) -> Tensor:
     if shape is None:
         raise LayoutLostError(block.norm.path)
     present = torch.ones_like(sigma)
-    keys = attended(block.attention)
-    source = block.attention.key_tag.layout if block.attention.key_tag else None
-    if not bool(keys.all()) and source is not None and block.norm.layout is not None:
-        tokens = source[:-1] if isinstance(block.attention, (FusedAttention, ValueProduct)) else source
-        matched = lay.aligned(keys.to(sigma.dtype), tokens, (*block.norm.layout[:-1], ()))
-        present = present if matched is None else (matched.expand_as(sigma) > 0).to(sigma.dtype)
+    calls = [node for node in block.norm.recorder.nodes if isinstance(node, Attention)]
+    if block.norm.layout is not None:
+        real = real_tokens((*block.norm.layout[:-1], ()), [block.attention, *calls])
+        present = present if real is None else real.expand_as(sigma).to(sigma.dtype)
     outer = (sigma * present).reshape(shape).sum((0, 2), keepdim=True) / present.reshape(shape).sum(
         (0, 2), keepdim=True
     )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from captum_transformer_attr.errors import InputError
 from captum_transformer_attr.flow.maps import Maps
+from captum_transformer_attr.flow.padding import real_queries, seen_keys
 from captum_transformer_attr.methods.layer_sum import TrunkFlow
 from captum_transformer_attr.methods.single_layer import SingleLayerAttribution
 from captum_transformer_attr.methods.token_level import Passed, Scored
@@ -100,19 +101,13 @@ def mean_where(present: Tensor, values: Tensor, dims: tuple[int, ...]) -> Tensor
 
 
 def map_mean(maps: Maps, node: Attention) -> Tensor:
-    """Mean of ∇A over the whole map of every head, ``(..., 1, 1)``; hidden keys, and in self-attention their queries,
-    are left out."""
-    blocks = list(node.blocks())
-    shown = torch.stack([(node.probabilities(rows) > 0).any(-2) for rows in blocks]).any(0)
-    queries, keys = node.map_shape[-2:]
-    total = torch.zeros((), device=shown.device)
-    count = torch.zeros((), device=shown.device)
-    for rows in blocks:
-        present = shown[..., None, :]
-        if queries == keys:
-            present = present & shown[..., rows, None]
+    """Mean of ∇A over the whole map of every head, ``(..., 1, 1)``; hidden keys and padded queries are left out."""
+    shown = seen_keys(node)
+    real = real_queries(node, maps.recording.attentions)
+    total = count = torch.zeros((), device=shown.device)
+    for rows in node.blocks():
         gradient = maps.gradient(node, rows)
-        present = present.expand(gradient.shape)
+        present = (shown[..., None, :] & real[..., rows, None]).expand(gradient.shape)
         total = total + torch.where(present, gradient, 0).sum((-2, -1), keepdim=True)
         count = count + present.sum((-2, -1), keepdim=True)
     return total / count.clamp(min=1)

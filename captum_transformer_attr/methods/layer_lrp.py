@@ -31,7 +31,7 @@ class LayerTransformerLRP(LayerGradientXActivation):  # type: ignore[misc]
     that accepts one.
 
     Args:
-        model: any module, or a function around one; used as it is, in evaluation mode, and left as tap.
+        model: any module, or a function around one; used as it is, in evaluation mode, and left as found.
         layer: a module of the model, or a list of them: then ``attribute`` returns a list.
         rules, composite, explained, output: see ``TransformerLRP``.
         device_ids: as in Captum's layer methods; unused, the model runs on the devices it is on.

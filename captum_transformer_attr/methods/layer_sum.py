@@ -104,7 +104,11 @@ def read_out_attention(recording: Recording) -> dict[Attention, Tensor]:
     read-out."""
     signal = ReadOutRows(recording)
     recording.send(signal, list(recording.inputs.leaves.values()))
-    return {node: rows.sum(-2) for node, rows in signal.rows.items()}
+    batch = recording.inputs.batch
+    return {
+        node: (rows if rows.ndim > 2 else rows.reshape(batch, -1, rows.shape[-1])).sum(-2)  # (B · H, keys)
+        for node, rows in signal.rows.items()
+    }
 
 
 def of_blocks(recording: Recording, names: Sequence[str]) -> dict[str, list[Attention]]:

@@ -4,6 +4,7 @@ Sensitivity, ICCV 2025."""
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from captum_transformer_attr.errors import InputError
 from captum_transformer_attr.flow.maps import Maps
+from captum_transformer_attr.flow.padding import real_queries
 from captum_transformer_attr.methods.layer_relevance import attentions_of, innermost
 from captum_transformer_attr.methods.layer_sum import LayerSumAttribution, TrunkFlow
 from captum_transformer_attr.methods.records import block_outputs
@@ -102,17 +104,12 @@ def standing_in(function: Any, path: str, tokens: Tensor) -> Iterator[Tensor]:
 
 def positive_mean(maps: Maps, node: Attention) -> Tensor:
     """Positive part of ∇A averaged over queries and divided by the number of heads, ``(..., heads, keys)``; masked
-    pairs take no part."""
-    total = attended = node.value.new_zeros(())
+    pairs and padded queries take no part."""
+    total = node.value.new_zeros(())
     for rows in node.blocks():
         visible = node.probabilities(rows) > 0
         total = total + torch.where(visible, maps.gradient(node, rows).clamp(min=0), 0).sum(-2)
-        attended = attended + visible.sum(-2)
-    heads = node.map_shape[-3] if len(node.map_shape) > 2 else 1
-    return torch.as_tensor(total) / (queries_of(node, torch.as_tensor(attended)) * heads)
-
-
-def queries_of(node: Attention, attended: Tensor) -> Tensor | int:
-    """Number of queries; in self-attention those of masked (padding) tokens do not count. ``(..., heads, 1)``."""
-    queries, keys = node.map_shape[-2:]
-    return (attended > 0).sum(-1, keepdim=True) if queries == keys else queries
+    shape = node.map_shape
+    heads = shape[-3] if len(shape) > 3 else math.prod(shape[:-2]) // maps.recording.inputs.batch  # (B · H, N, N')
+    queries = real_queries(node, maps.recording.attentions).sum(-1, keepdim=True)
+    return torch.as_tensor(total) / (queries * heads)

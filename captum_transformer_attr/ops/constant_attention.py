@@ -77,6 +77,7 @@ def leaf(recorder: Recorder, value: Tensor) -> Tensor:
     setattr(
         result, tags.ATTRIBUTE, Tag(origin=number, ancestors=1 << number, weighted=1, layout=layout_of(recorder, value))
     )
+    recorder.constant_leaves.append(result)
     return result
 
 

@@ -202,7 +202,8 @@ def parse(inputs: Any, additional_forward_args: Any = None) -> Inputs:
             raise InputError(f"inputs: {label(parsed, name)} holds no example (shape {tuple(value.shape)})")
         if value.shape[0] != parsed.batch and not (parsed.packed and value.is_floating_point()):
             raise InputError(
-                f"inputs: {label(parsed, name)} has {value.shape[0]} examples, {label(parsed, parsed.explained[0])} has {parsed.batch}"
+                f"inputs: {label(parsed, name)} has {value.shape[0]} examples, {label(parsed, parsed.explained[0])} has {parsed.batch}; "
+                "repeat the shorter one (an image for each of its texts), so that both have one entry per example"
             )
         if value.dtype == torch.bool or value.is_complex():
             raise InputError(

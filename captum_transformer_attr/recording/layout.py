@@ -226,6 +226,11 @@ def is_map(layout: Layout | None) -> bool:
     return len(tokens) == 2 and bool(tokens[0] & tokens[1])
 
 
+def shape(layout: Layout) -> tuple[int, ...]:
+    """Sizes of the axes."""
+    return tuple(math.prod(size for _, size in factors) for factors in layout)
+
+
 def aligned(values: Tensor, source: Layout, target: Layout) -> Tensor | None:
     """Per-token values with axes ``source`` (averaged over its feature factors, and over mixed ones such as repeated heads that ``target`` lacks),
     shaped to broadcast against a tensor with axes ``target``.
@@ -241,10 +246,16 @@ def aligned(values: Tensor, source: Layout, target: Layout) -> Tensor | None:
     if features:
         values = values.mean(features)
     have = [factor for i, factor in enumerate(factors) if i not in features]
-    want = [[factor for factor in factors if factor[0] != FEATURE] for factors in target]
-    flat = [factor for axis_factors in want for factor in axis_factors]
+    flat = [factor for axis_factors in target for factor in axis_factors if factor[0] != FEATURE]
     if len(set(flat)) != len(flat) or sorted(flat) != sorted(have):
         return None
-    return values.permute([have.index(factor) for factor in flat]).reshape(
-        [math.prod(size for _, size in axis_factors) for axis_factors in want]
-    )
+    values = values.permute([have.index(factor) for factor in flat])
+    # Features have size 1, except on an axis that they share with tokens (heads beside the batch): there each gets the value.
+    alone = [1 if label == FEATURE else size for factors in target for label, size in factors]
+    whole = [
+        size if label != FEATURE or any(other != FEATURE for other, _ in factors) else 1
+        for factors in target
+        for label, size in factors
+    ]
+    merged = [n if any(label != FEATURE for label, _ in f) else 1 for f, n in zip(target, shape(target), strict=True)]
+    return values.reshape(alone).expand(whole).reshape(merged)

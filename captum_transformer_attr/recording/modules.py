@@ -101,8 +101,11 @@ def as_evaluated(modules: Modules) -> Iterator[Callable[[], None]]:
         put_attributes_back()
         for m in training:
             m.training = True
-        for t in trainable:
-            t.requires_grad_()
+        with torch.inference_mode(
+            any(t.is_inference() for t in trainable)
+        ):  # where a model was made, its flags can be set
+            for t in trainable:
+                t.requires_grad_()
 
 
 def put_back(now: Any, before: Any) -> None:
