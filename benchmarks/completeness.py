@@ -1,9 +1,9 @@
-"""Does relevance add up, what do parameters take, and how far do half-precision models stray? On trained models.
+"""Does relevance add up, what do parameters take, and how far does the precision of a model carry? On trained models.
 
     python -m benchmarks.completeness [--data ../shared/data] [--count 8] [--out docs/results/completeness.md]
 
 Completeness is measured in float64: the explained logit minus everything that arrived, at inputs, biases, norm shifts,
-positions and class tokens. Half precision is compared with float32, on the same rounded and on the original weights.
+positions and class tokens. Lower precisions are compared with it, on the same rounded and on the original weights.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from captum_transformer_attr.recording.outputs import unwrap
 
 RULES = ("cp", "libra", "attnlrp", "deep_taylor")
 CONSERVING = ("cp", "libra", "deep_taylor")
-HALF = (torch.float16, torch.bfloat16)
+PRECISIONS = (torch.float32, torch.float16, torch.bfloat16)
 Make = Callable[[nn.Module], Any]
 METHODS: dict[str, Make] = {
     **{f"TransformerLRP {rules}": (lambda model, rules=rules: cta.TransformerLRP(model, rules)) for rules in RULES},  # type: ignore[misc]
@@ -127,14 +127,15 @@ def taken_by(model: nn.Module, taken: dict[str, Tensor], biases: bool, like: Ten
 def precision(case: Case) -> list[str]:
     """Rows of the second table."""
     rows = []
-    for dtype in HALF:
-        half = copy.deepcopy(case.model).to(dtype)
-        rounded = copy.deepcopy(half).float()
-        same = {name: t.float() if t.is_floating_point() else t for name, t in case.values(dtype).items()}
+    full, doubles = copy.deepcopy(case.model).double(), case.values(torch.float64)
+    for dtype in PRECISIONS:
+        model = copy.deepcopy(case.model).to(dtype)
+        rounded = copy.deepcopy(model).double()
+        same = {name: t.double() if t.is_floating_point() else t for name, t in case.values(dtype).items()}
         for name, make in METHODS.items():
-            got = scores_of(make(half), case.values(dtype), case.target)
+            got = scores_of(make(model), case.values(dtype), case.target)
             exact = scores_of(make(rounded), same, case.target)
-            original = scores_of(make(case.model), case.inputs, case.target)
+            original = scores_of(make(full), doubles, case.target)
             finite = "yes" if bool(torch.isfinite(got).all()) else "no"
             apart = [float((got - want).abs().max() / want.abs().max()) for want in (exact, original)]
             ranks = [rank_correlation(x, y) for x, y in zip(got, original, strict=True)]
@@ -146,7 +147,7 @@ def precision(case: Case) -> list[str]:
 def scores_of(method: Any, inputs: dict[str, Tensor], target: Any) -> Tensor:
     """Token scores of the only input that has any, ``(N, tokens)``."""
     (scores,) = (s for s in method.attribute_tokens(inputs, target).values() if s.is_floating_point() and s.any())
-    return scores.flatten(1).float()
+    return scores.flatten(1).double()
 
 
 def main(
@@ -162,21 +163,21 @@ def main(
     if out:
         check_writable(out)
     torch.set_num_threads(1)
-    sums, halves = [], []
+    sums, rounded_rows = [], []
     for name in case or CASES:
         one = CASES[name](data or data_folder(), count)
         sums += completeness(one)
-        halves += precision(one)
-        print("\n".join(sums[-len(RULES) :] + halves[-len(HALF) * len(METHODS) :]), flush=True)
-    text = page(sums, halves, count)
+        rounded_rows += precision(one)
+        print("\n".join(sums[-len(RULES) :] + rounded_rows[-len(PRECISIONS) * len(METHODS) :]), flush=True)
+    text = page(sums, rounded_rows, count)
     if out:
         write_texts({out: text})
 
 
-def page(sums: list[str], halves: list[str], count: int) -> str:
+def page(sums: list[str], rounded_rows: list[str], count: int) -> str:
     """Both tables as Markdown."""
     lines = [
-        "# Completeness and half precision",
+        "# Completeness and precision",
         "",
         described(circumstances()),
         "",
@@ -193,20 +194,23 @@ def page(sums: list[str], halves: list[str], count: int) -> str:
         "|---|---|---|---|---|---|---|",
         *sums,
         "",
-        "## Half precision",
+        "## Precision",
         "",
-        "Token scores of the model in half precision: all finite; their largest difference, relative to the largest"
-        " score, from float32 with the same rounded weights and from float32 with the original weights; mean Spearman"
-        " rank correlation per example with the latter. A recorded half-precision model computes in float32, so only"
-        " the rounding of its weights and inputs remains. `deep_taylor`, as published, divides by signed products of"
-        " queries and keys, which come close to 0: on a ViT a change in the third digit of the weights changes its"
-        " pixels' relevance beyond recognition, and `TransformerRelevance`, which multiplies it by the gradient, by as"
-        " much as shown.",
+        "Token scores of the model in this precision: all finite; their largest difference, relative to the largest"
+        " score, from float64 with the same rounded weights and from float64 with the original weights; mean Spearman"
+        " rank correlation per example with the latter. Half-precision models are followed in float32, so of half"
+        " precision only the rounding of weights and inputs is left.",
+        "",
+        "`deep_taylor`, as published, divides by sums of terms that nearly cancel (queries times keys, residual sums):"
+        " single elements get relevance a million times the total, and rounding is magnified as much. On the ViT the"
+        " seventh digit of float32 already moves `TransformerRelevance`, which multiplies it by the gradient, by as"
+        " much as shown; so it does in a direct implementation of the published rules. Numbers that must be reproduced"
+        " on another machine want `model.double()`.",
         "",
         "| model | precision | method | finite | from the rounded weights | from the original weights |"
         " rank correlation |",
         "|---|---|---|---|---|---|---|",
-        *halves,
+        *rounded_rows,
     ]
     return "\n".join(lines) + "\n"
 

@@ -23,11 +23,11 @@ def test_removal_curves():
 
 
 def test_completeness():
-    from benchmarks.completeness import CASES, HALF, METHODS, RULES, completeness, page, precision
+    from benchmarks.completeness import CASES, METHODS, PRECISIONS, RULES, completeness, page, precision
 
     case = CASES["stories260k"](DATA, 2)
     sums, halves = completeness(case), precision(case)
-    assert len(sums) == len(RULES) and len(halves) == len(HALF) * len(METHODS)
+    assert len(sums) == len(RULES) and len(halves) == len(PRECISIONS) * len(METHODS)
     for row in sums[:2]:
         cells = [cell.strip() for cell in row.strip("|").split("|")]
         assert float(cells[3]) < 1e-5 and cells[4:] == ["+1.000", "+0.000", "+0.000"]  # a Llama has no biases
