@@ -6,11 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import typer
 
-from benchmarks import combination_search, faithfulness_summary
+from benchmarks import combination_search, faithfulness_summary, paired_differences
 
 VALUES = {
     "TransformerRelevance": (10.0, 50.0),
@@ -82,3 +83,18 @@ def test_search_runs_on_the_embedded_model(tmp_path: Path) -> None:
     assert halves["even"]["examples"] == halves["odd"]["examples"] == 2
     assert list(halves["odd"]["rows"]) == [rows[0], rows[1], rows[3]]  # AttCAT refuses windows
     assert "- AttCAT: " in (tmp_path / "combination.md").read_text()
+
+
+def test_paired_differences(tmp_path: Path) -> None:
+    """Curves that differ by a constant: the area over 0 … 0.9 differs by 90 times it, and the interval has no width."""
+    curves = {"ConsensusRelevance": (0.25, 0.75), "FullGradPlus": (0.5, 0.5)}
+    for method, (positive, negative) in curves.items():
+        stored = {"positive/predicted": np.full((4, 10), positive), "negative/predicted": np.full((4, 10), negative)}
+        (tmp_path / "task").mkdir(exist_ok=True)
+        np.savez(tmp_path / "task" / f"{method}.npz", **stored)
+    got = paired_differences.row(tmp_path / "task", "ConsensusRelevance", "FullGradPlus")
+    ahead = "**-22.50 <sub>-22.50 … -22.50</sub>** | **+22.50 <sub>+22.50 … +22.50</sub>**"
+    assert got == f"| task | FullGradPlus | {ahead} | 4 |"
+    assert "**" not in paired_differences.row(tmp_path / "task", "FullGradPlus", "ConsensusRelevance")
+    with pytest.raises(typer.BadParameter, match="AttCAT"):
+        paired_differences.areas(tmp_path / "task", "AttCAT")
