@@ -6,6 +6,7 @@ geometry the graph has: windows, shifts, mergings and class tokens are ordinary 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection
 
 import torch
@@ -100,11 +101,22 @@ def attention(node: Attention, r: Tensor, signal: Flow) -> Grads:
     if signal.trunk_only or node not in signal.active:
         value = torch.zeros_like(node.value)
     else:
-        rows_of = r.sum(-1, keepdim=True).mT
+        rows_of = over_heads(node, r.sum(-1, keepdim=True)).mT
         keys = sum((rows_of[..., rows] @ signal.weights(node, rows)).squeeze(-2) for rows in node.blocks())
         assert isinstance(keys, Tensor)
         value = (keys[..., None] / node.value.shape[-1]).expand(*keys.shape, node.value.shape[-1])
     return node.to_value(value)
+
+
+def over_heads(node: Attention, values: Tensor) -> Tensor:
+    """Values ``(..., rows, 1)`` with the mean over heads in the place of every head: without projections beside the attention, a token's channels are
+    the heads' own, and Ā = E_h would not mix them."""
+    lead = [] if node.layout is None else [factor for factors in node.layout[:-2] for factor in factors]
+    heads = [i for i, (label, _) in enumerate(lead) if label == lay.FEATURE]
+    if not heads or values.shape[:-2].numel() != math.prod(size for _, size in lead):
+        return values
+    apart = values.reshape(*(size for _, size in lead), *values.shape[-2:])
+    return apart.mean(heads, keepdim=True).expand_as(apart).reshape(values.shape)
 
 
 def residual(node: Sum, r: Tensor, signal: Flow) -> Grads:
@@ -172,7 +184,7 @@ def row_sums(node: Sum, signal: Flow) -> Tensor:
     for a in signal.active:
         if (branch.ancestors & ~before) >> a.tag.origin & 1:
             sums = torch.cat([signal.weights(a, rows).sum(-1) for rows in a.blocks()], -1)
-            total = total + carried_forward(node, a, sums)
+            total = total + carried_forward(node, a, over_heads(a, sums[..., None])[..., 0])
     return total
 
 
