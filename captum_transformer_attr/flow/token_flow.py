@@ -25,6 +25,7 @@ from captum_transformer_attr.ops.residual import ConstantSum, Sum, common_root
 from captum_transformer_attr.ops.scatter import Accumulation
 from captum_transformer_attr.ops.shape import Join
 from captum_transformer_attr.recording import layout as lay
+from captum_transformer_attr.recording import tags
 from captum_transformer_attr.recording.node import Grads, Node
 from captum_transformer_attr.recording.recorder import Recorder
 from captum_transformer_attr.rules.table import Rule, Signal
@@ -67,6 +68,11 @@ class Flow(Signal):
         """What the flow into trunk and attention branch of a residual is multiplied by, per token; None for 1."""
         if not (self.normalize and any(node.attends)):
             return None
+        if any(tag.role == tags.PROBABILITY for tag in node.tags):
+            raise UnsupportedOperationError(
+                f"module '{node.path}' adds vectors of relative positions that its attention weighs: its rows cannot be normalised. "
+                f"Way out: normalize=False."
+            )
         factor = 1 / (1 + row_sums(node, self))
         return factor, factor
 
@@ -235,7 +241,7 @@ def no_weights(node: Attention, rows: slice) -> Tensor:
 def uniform(node: Sum, r: Tensor) -> Tensor:
     """The same total per example, spread equally over the rows that have any: the read-out rows."""
     present = r != 0
-    features = lay.feature_axes(node.layout) or ((-1,) if r.ndim > 2 else ())  # an input may be tokens already
+    features = lay.feature_axes(node.layout)
     if features:
         present = present.any(features, keepdim=True).expand(r.shape)
     parts = node.per_sample(present).to(r.dtype)

@@ -239,7 +239,8 @@ class TokenAttribution(TransformerAttribution):
         recorder = recording.recorder
         recorder.accounting = delta
         recorder.absorbed.clear()
-        wrt = list(recording.inputs.leaves.values()) if delta else []
+        # What arrives at learned queries is counted like what arrives at any other parameter.
+        wrt = [*recording.inputs.leaves.values(), *recorder.constant_values] if delta else []
         arrived = maps.collect_relevance(deep_taylor(), wrt)
         recorder.accounting = False
         if not delta:
@@ -247,7 +248,7 @@ class TokenAttribution(TransformerAttribution):
         batch = recording.inputs.batch
         total = torch.ones(batch, dtype=torch.float64, device=recording.selected.device)
         for r in arrived:
-            total = total - r.double().flatten(1).sum(1)
+            total = total - r.double().reshape(batch, -1).sum(1)
         for r in recorder.absorbed.values():
             total = total - r
         return total.to(recording.selected.dtype)

@@ -72,6 +72,7 @@ def followed(recorder: Recorder, value: Tensor) -> bool:
 def leaf(recorder: Recorder, value: Tensor) -> Tensor:
     """The values as a leaf of the recorded graph."""
     result = value.detach().clone().requires_grad_()
+    recorder.constant_values.append(result)
     recorder.counter += 1
     number = recorder.counter
     setattr(

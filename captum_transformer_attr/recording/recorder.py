@@ -145,6 +145,7 @@ class Recorder(TorchFunctionMode):
         self.handle_dtype = torch.float32
         self.constants = False  # also record attention among constants
         self.constant_attentions = 0
+        self.constant_values: list[Tensor] = []  # leaves that stand for the values of those recorded
         self.mixes_examples = (
             False  # some examples were cut out of the batch axis: rows may belong to others than they seem to
         )
@@ -170,7 +171,7 @@ class Recorder(TorchFunctionMode):
             for mark in (tags.ATTRIBUTE, HANDLE, CUT, UNKNOWN):
                 tensor.__dict__.pop(mark, None)
         for held in (self.nodes, self.saved, self.module_outputs, self.atomic, self.absorbed, self.captured, self.edges, self.parts, self.made,
-                     self.aliases, self.marked, self.owned, self.overwritten):  # fmt: skip
+                     self.aliases, self.constant_values, self.marked, self.owned, self.overwritten):  # fmt: skip
             held.clear()
 
     @property
