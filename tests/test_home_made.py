@@ -461,6 +461,30 @@ def test_unusual_maps(attention):
     torch.testing.assert_close(got[:, 1:], want[:, 1:], rtol=1e-9, atol=1e-12)
 
 
+class Parallel(nn.Module):
+    """Attention and MLP of one norm, in two orders of summation."""
+
+    def __init__(self, joined):
+        super().__init__()
+        self.attention, self.norm, self.joined = Kept(), nn.LayerNorm(C), joined
+        self.mlp = nn.Sequential(nn.Linear(C, 24), nn.GELU(), nn.Linear(24, C))
+
+    def forward(self, x):
+        n = self.norm(x)
+        return self.mlp(n) + self.attention(n) + x if self.joined else x + self.attention(n) + self.mlp(n)
+
+
+@pytest.mark.parametrize("joined", [True, False])
+def test_rollout_of_parallel_blocks(joined):
+    """Rows of (E_h A + I) are normalised once per block, also where attention and MLP are added up before they join the trunk (GPT-J, GPT-NeoX)."""
+    model = randomise(nn.Sequential(Parallel(joined), Parallel(joined), Take(), nn.Linear(C, CLASSES)).double())
+    model(TOKENS)
+    eye = torch.eye(N, dtype=TOKENS.dtype)
+    first, second = (a / a.sum(-1, keepdim=True) for a in (b.attention.map.mean(1).detach() + eye for b in model[:2]))
+    got = AttentionRollout(model).attribute_tokens(TOKENS, 1)  # without the identity term of the read-out row
+    torch.testing.assert_close(got[:, 1:], (second @ first)[:, 0, 1:], rtol=1e-9, atol=1e-12)
+
+
 class Queries(nn.Module):
     """Learned queries that look at one another before they have read anything; ``fused`` attention or written out."""
 

@@ -66,7 +66,8 @@ class Flow(Signal):
 
     def factors(self, node: Sum) -> tuple[Tensor, Tensor] | None:
         """What the flow into trunk and attention branch of a residual is multiplied by, per token; None for 1."""
-        if not (self.normalize and any(node.attends)):
+        # What a branch adds up by itself (attention plus MLP) is normalised where it joins the trunk, once.
+        if not self.normalize or node.trunk is None or not any(node.attends):
             return None
         if any(tag.role == tags.PROBABILITY for tag in node.tags):
             raise UnsupportedOperationError(
