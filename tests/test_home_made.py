@@ -11,7 +11,13 @@ from hand_relevance import Layer, transformer_relevance
 from tiny_models import randomise
 from torch import nn
 
-from captum_transformer_attr import AttentionRelevance, AttentionRollout, TransformerLRP, TransformerRelevance
+from captum_transformer_attr import (
+    AttentionRelevance,
+    AttentionRollout,
+    TransformerLRP,
+    TransformerRelevance,
+    UnsupportedOperationError,
+)
 
 C, H, N, CLASSES = 16, 2, 6, 4
 TOKENS = torch.randn(2, N, C, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -391,6 +397,137 @@ def test_read_outs(name):
     for rules in ("deep_taylor", "cp", "libra"):
         _, delta = TransformerLRP(model, rules=rules).attribute(TOKENS, 1, return_convergence_delta=True)
         assert float(delta.abs().max()) < 1e-6
+
+
+class Unprojected(Attention):
+    """The tokens themselves are the values, and nothing follows: channels stay with their heads."""
+
+    def forward(self, x):
+        q, k, _ = self.qkv(x).chunk(3, -1)
+        q, k, v = split_heads(q, k, x)
+        self.map = (q @ k.mT).softmax(-1)
+        return (self.map @ v).transpose(1, 2).flatten(2)
+
+
+class RelativeValues(Attention):
+    """Shaw et al. (2018): the map also weighs vectors that belong to pairs of places."""
+
+    def __init__(self):
+        super().__init__()
+        self.places = nn.Parameter(torch.zeros(N, N, C // H))
+
+    def mix(self, q, k, v):
+        q, k, v = split_heads(q, k, v)
+        self.map = (q @ k.mT).softmax(-1)
+        placed = torch.einsum("bhnm,nmd->bhnd", self.map, self.places)
+        return (self.map @ v + placed).transpose(1, 2).flatten(2)
+
+
+class SharedMap(Attention):
+    """One map, the mean over heads, for the values of all heads."""
+
+    def mix(self, q, k, v):
+        q, k, v = split_heads(q, k, v)
+        self.map = (q @ k.mT).softmax(-1).mean(1, keepdim=True)
+        return (self.map @ v).transpose(1, 2).flatten(2)
+
+
+class TwoSteps(Attention):
+    """The square of a map."""
+
+    def mix(self, q, k, v):
+        q, k, v = split_heads(q, k, v)
+        once = (q @ k.mT).softmax(-1)
+        self.map = once @ once
+        return (self.map @ v).transpose(1, 2).flatten(2)
+
+
+@pytest.mark.parametrize("attention", [Unprojected, RelativeValues, SharedMap, TwoSteps])
+def test_unusual_maps(attention):
+    """Every path on which a map matters is in ∇A, and Ā is the mean over heads; relevance is complete where maps are frozen."""
+    model = randomise(
+        nn.Sequential(block(attention), block(attention), nn.LayerNorm(C), Take(), nn.Linear(C, CLASSES)).double()
+    )
+    logits = model(TOKENS.clone().requires_grad_())
+    maps = [b[0].inner[1].map for b in model[:2]]
+    gradients = torch.autograd.grad(logits[:, 1].sum(), maps)
+    first, second = ((a * g).clamp(min=0).mean(1).detach() for a, g in zip(maps, gradients, strict=True))
+    eye = torch.eye(N, dtype=TOKENS.dtype)
+    want = ((second + eye) @ (first + eye) - eye)[:, 0]
+    torch.testing.assert_close(AttentionRelevance(model).attribute_tokens(TOKENS, 1), want, rtol=1e-9, atol=1e-12)
+    for rules in ("deep_taylor", "cp", "libra"):
+        _, delta = TransformerLRP(model, rules=rules).attribute(TOKENS, 1, return_convergence_delta=True)
+        assert float(delta.abs().max()) < 1e-6
+    if attention is RelativeValues:
+        with pytest.raises(UnsupportedOperationError, match="relative positions"):
+            AttentionRollout(model).attribute_tokens(TOKENS, 1)
+        return
+    rows = [a.mean(1).detach() + eye for a in maps]
+    first, second = (a / a.sum(-1, keepdim=True) for a in rows)
+    want = (second @ first)[:, 0]
+    got = AttentionRollout(model).attribute_tokens(TOKENS, 1)  # without the identity term of the read-out row
+    torch.testing.assert_close(got[:, 1:], want[:, 1:], rtol=1e-9, atol=1e-12)
+
+
+class Parallel(nn.Module):
+    """Attention and MLP of one norm, in two orders of summation."""
+
+    def __init__(self, joined):
+        super().__init__()
+        self.attention, self.norm, self.joined = Kept(), nn.LayerNorm(C), joined
+        self.mlp = nn.Sequential(nn.Linear(C, 24), nn.GELU(), nn.Linear(24, C))
+
+    def forward(self, x):
+        n = self.norm(x)
+        return self.mlp(n) + self.attention(n) + x if self.joined else x + self.attention(n) + self.mlp(n)
+
+
+@pytest.mark.parametrize("joined", [True, False])
+def test_rollout_of_parallel_blocks(joined):
+    """Rows of (E_h A + I) are normalised once per block, also where attention and MLP are added up before they join the trunk (GPT-J, GPT-NeoX)."""
+    model = randomise(nn.Sequential(Parallel(joined), Parallel(joined), Take(), nn.Linear(C, CLASSES)).double())
+    model(TOKENS)
+    eye = torch.eye(N, dtype=TOKENS.dtype)
+    first, second = (a / a.sum(-1, keepdim=True) for a in (b.attention.map.mean(1).detach() + eye for b in model[:2]))
+    got = AttentionRollout(model).attribute_tokens(TOKENS, 1)  # without the identity term of the read-out row
+    torch.testing.assert_close(got[:, 1:], (second @ first)[:, 0, 1:], rtol=1e-9, atol=1e-12)
+
+
+class Queries(nn.Module):
+    """Learned queries that look at one another before they have read anything; ``fused`` attention or written out."""
+
+    def __init__(self, fused):
+        super().__init__()
+        self.queries, self.fused = nn.Parameter(torch.zeros(3, C)), fused
+        self.own, self.cross = (nn.ModuleList([Kept(), Kept()]) for _ in range(2))
+        self.head = nn.Linear(C, CLASSES)
+
+    def attend(self, attention, x, y):
+        weight = attention.qkv.weight
+        q, k, v = split_heads(F.linear(x, weight[:C]), *F.linear(y, weight[C:]).chunk(2, -1))
+        if self.fused:
+            z = F.scaled_dot_product_attention(q, k, v)
+        else:
+            z = (q @ k.mT * (C // H) ** -0.5).softmax(-1) @ v
+        return attention.out(z.transpose(1, 2).flatten(2))
+
+    def forward(self, x):
+        q = self.queries.expand(len(x), -1, -1)
+        for own, cross in zip(self.own, self.cross, strict=True):
+            q = q + self.attend(own, q, q)
+            q = q + self.attend(cross, q, x)
+        return self.head(q.mean(1))
+
+
+def test_relevance_of_learned_queries_is_accounted_for():
+    got = []
+    for fused in (True, False):
+        scores, delta = AttentionRelevance(randomise(Queries(fused).double())).attribute(
+            TOKENS, 1, return_convergence_delta=True
+        )
+        assert float(delta.abs().max()) < 1e-6
+        got.append(scores)
+    torch.testing.assert_close(*got, rtol=1e-9, atol=1e-12)
 
 
 class Pooled(nn.Module):

@@ -1,17 +1,20 @@
 """Models with a path that could be missed: each is explained exactly like its plain twin, or refused by name."""
 
 import copy
+import dataclasses
 import threading
 
 import numpy as np
 import pytest
 import torch
-from tiny_models import TinyViT, randomise
+from tiny_models import TinyText, TinyViT, randomise
 from torch import nn
+from torch.nn.attention.flex_attention import flex_attention
 from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
 from captum_transformer_attr import (
+    TransformerLRP,
     TransformerRelevance,
     UnsupportedModelError,
     UnsupportedOperationError,
@@ -419,6 +422,50 @@ UNSEEN = {
     "a parameter from outside": lambda x: x * torch.full((16,), 2.0, dtype=x.dtype, requires_grad=True),
     "set_grad_enabled": lambda x: (torch.set_grad_enabled(False), x * 2, torch.set_grad_enabled(True))[1],
 }
+
+
+def nested(x):
+    rows = torch.nested.as_nested_tensor(list(x), layout=torch.jagged)
+    return torch.stack(list((rows * 2).unbind()))
+
+
+def flex(x):
+    return x + flex_attention(x[:, None], x[:, None], x[:, None])[:, 0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"), [(nested, "'change' computes with nested"), (flex, "attn_implementation")]
+)
+def test_what_has_no_followable_kernel_is_refused(change, message):
+    with pytest.raises((UnsupportedOperationError, UnsupportedModelError), match=message):
+        TransformerRelevance(Changed(change)).attribute(IMAGES, target=1)
+
+
+@dataclasses.dataclass
+class Answer:
+    name: str
+    scores: torch.Tensor
+
+
+def test_a_data_class_as_output():
+    class Answering(Changed):
+        def forward(self, x):
+            return Answer("scores", super().forward(x))
+
+    got, want = (TransformerRelevance(m(torch.tanh)).attribute(IMAGES, target=1) for m in (Answering, Changed))
+    assert torch.equal(got, want)
+
+
+def test_one_hot_ids_are_an_embedding():
+    class OneHot(TinyText):
+        def forward(self, ids):
+            x = nn.functional.one_hot(ids, 20).to(self.embed.weight.dtype) @ self.embed.weight
+            return self.head(self.blocks(x))
+
+    ids = torch.tensor([[3, 5, 7, 3], [1, 0, 19, 4]])
+    for method in (TransformerRelevance, TransformerLRP):
+        got, want = (method(randomise(m().double())).attribute(ids, target=(2, 1)) for m in (OneHot, TinyText))
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", UNSEEN)

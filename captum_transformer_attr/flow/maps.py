@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 
-from captum_transformer_attr.ops.attention import Attention
+from captum_transformer_attr.ops.attention import Attention, ValueProduct
 from captum_transformer_attr.recording.session import Recording
 from captum_transformer_attr.rules.table import Signal, divide, gradient_signal
 
@@ -20,6 +23,8 @@ class Maps:
 
     def __init__(self, recording: Recording, attentions: Sequence[Attention]) -> None:
         self.recording, self.attentions = recording, list(attentions)
+        self.elsewhere = read_elsewhere(recording, self.attentions)
+        self.at_maps: dict[str, dict[Attention, Tensor]] = {}
         self.gradients: dict[Attention, Tensor] = {}
         self.shares: dict[Attention, Tensor] = {}
         self.given: dict[Attention, Tensor] = {}
@@ -37,18 +42,53 @@ class Maps:
 
     def collect(self, signal: Signal, wrt: Sequence[Tensor] = ()) -> dict[Attention, Tensor]:
         outputs = [self.recording.recorder.captured[node] for node in self.attentions]
-        grads = self.recording.send(signal, [*outputs, *wrt])
-        self.rest = grads[len(outputs) :]
+        edges: list[Any] = list(self.elsewhere.values())
+        grads = self.recording.send(signal, [*outputs, *edges, *wrt])
+        self.at_maps[signal.carries] = dict(zip(self.elsewhere, grads[len(outputs) :], strict=False))
+        self.rest = grads[len(outputs) + len(edges) :]
         return dict(zip(self.attentions, grads, strict=False))
 
     def gradient(self, node: Attention, rows: slice) -> Tensor:
         """∇A for these query rows, ``(..., rows, keys)``."""
-        return self.gradients[node][..., rows, :] @ node.value.mT
+        if node in self.elsewhere:
+            return self.at_maps["gradient"][node][..., rows, :].clone()
+        return shared(node, self.gradients[node][..., rows, :] @ node.value.mT)
 
     def relevance(self, node: Attention, rows: slice, probability: Tensor | None = None) -> Tensor:
         """R_A for these query rows, taken after the half and before the softmax."""
+        if node in self.elsewhere:
+            return self.at_maps["relevance"][node][..., rows, :].clone()
         p = node.probabilities(rows) if probability is None else probability
-        return (self.shares[node][..., rows, :] @ node.value.mT).mul_(p)
+        return shared(node, (self.shares[node][..., rows, :] @ node.value.mT).mul_(p))
+
+
+def read_elsewhere(recording: Recording, attentions: Sequence[Attention]) -> dict[Attention, GradientEdge]:
+    """The maps that more than one attention call reads, say as weights of relative positions (Shaw et al. 2018): what reaches them on every way counts.
+
+    Of a map that several attention calls read each has a record of its own.
+    """
+    readers: Counter[tuple[Any, int]] = Counter()
+    stack, seen = [recording.selected.grad_fn], set()
+    while stack:
+        fn = stack.pop()
+        if fn is not None and fn not in seen:
+            seen.add(fn)
+            readers.update(fn.next_functions)
+            stack += [f for f, _ in fn.next_functions]
+    maps = {}
+    for node in attentions:
+        if isinstance(node, ValueProduct):
+            maps[node] = recording.recorder.captured[node].grad_fn.next_functions[-2]  # type: ignore[union-attr]
+    calls = Counter(maps.values())
+    return {node: GradientEdge(*edge) for node, edge in maps.items() if readers[edge] > 1 == calls[edge]}
+
+
+def shared(node: Attention, part: Tensor) -> Tensor:
+    """What reached a map that several heads share is the sum of what reached it through each."""
+    lead = node.probability.shape[:-2] if isinstance(node, ValueProduct) else part.shape[:-2]
+    if lead == part.shape[:-2]:
+        return part
+    return part.sum_to_size(*lead, *part.shape[-2:]).expand_as(part).contiguous()
 
 
 def whole(node: Attention) -> slice:

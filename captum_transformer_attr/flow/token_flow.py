@@ -6,6 +6,7 @@ geometry the graph has: windows, shifts, mergings and class tokens are ordinary 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection
 
 import torch
@@ -24,6 +25,7 @@ from captum_transformer_attr.ops.residual import ConstantSum, Sum, common_root
 from captum_transformer_attr.ops.scatter import Accumulation
 from captum_transformer_attr.ops.shape import Join
 from captum_transformer_attr.recording import layout as lay
+from captum_transformer_attr.recording import tags
 from captum_transformer_attr.recording.node import Grads, Node
 from captum_transformer_attr.recording.recorder import Recorder
 from captum_transformer_attr.rules.table import Rule, Signal
@@ -64,8 +66,14 @@ class Flow(Signal):
 
     def factors(self, node: Sum) -> tuple[Tensor, Tensor] | None:
         """What the flow into trunk and attention branch of a residual is multiplied by, per token; None for 1."""
-        if not (self.normalize and any(node.attends)):
+        # What a branch adds up by itself (attention plus MLP) is normalised where it joins the trunk, once.
+        if not self.normalize or node.trunk is None or not any(node.attends):
             return None
+        if any(tag.role == tags.PROBABILITY for tag in node.tags):
+            raise UnsupportedOperationError(
+                f"module '{node.path}' adds vectors of relative positions that its attention weighs: its rows cannot be normalised. "
+                f"Way out: normalize=False."
+            )
         factor = 1 / (1 + row_sums(node, self))
         return factor, factor
 
@@ -100,11 +108,22 @@ def attention(node: Attention, r: Tensor, signal: Flow) -> Grads:
     if signal.trunk_only or node not in signal.active:
         value = torch.zeros_like(node.value)
     else:
-        rows_of = r.sum(-1, keepdim=True).mT
+        rows_of = over_heads(node, r.sum(-1, keepdim=True)).mT
         keys = sum((rows_of[..., rows] @ signal.weights(node, rows)).squeeze(-2) for rows in node.blocks())
         assert isinstance(keys, Tensor)
         value = (keys[..., None] / node.value.shape[-1]).expand(*keys.shape, node.value.shape[-1])
     return node.to_value(value)
+
+
+def over_heads(node: Attention, values: Tensor) -> Tensor:
+    """Values ``(..., rows, 1)`` with the mean over heads in the place of every head: without projections beside the attention, a token's channels are
+    the heads' own, and Ā = E_h would not mix them."""
+    lead = [] if node.layout is None else [factor for factors in node.layout[:-2] for factor in factors]
+    heads = [i for i, (label, _) in enumerate(lead) if label == lay.FEATURE]
+    if not heads or values.shape[:-2].numel() != math.prod(size for _, size in lead):
+        return values
+    apart = values.reshape(*(size for _, size in lead), *values.shape[-2:])
+    return apart.mean(heads, keepdim=True).expand_as(apart).reshape(values.shape)
 
 
 def residual(node: Sum, r: Tensor, signal: Flow) -> Grads:
@@ -172,7 +191,7 @@ def row_sums(node: Sum, signal: Flow) -> Tensor:
     for a in signal.active:
         if (branch.ancestors & ~before) >> a.tag.origin & 1:
             sums = torch.cat([signal.weights(a, rows).sum(-1) for rows in a.blocks()], -1)
-            total = total + carried_forward(node, a, sums)
+            total = total + carried_forward(node, a, over_heads(a, sums[..., None])[..., 0])
     return total
 
 
@@ -223,7 +242,7 @@ def no_weights(node: Attention, rows: slice) -> Tensor:
 def uniform(node: Sum, r: Tensor) -> Tensor:
     """The same total per example, spread equally over the rows that have any: the read-out rows."""
     present = r != 0
-    features = lay.feature_axes(node.layout) or ((-1,) if r.ndim > 2 else ())  # an input may be tokens already
+    features = lay.feature_axes(node.layout)
     if features:
         present = present.any(features, keepdim=True).expand(r.shape)
     parts = node.per_sample(present).to(r.dtype)

@@ -249,6 +249,7 @@ class TokenAttribution(TransformerAttribution):
         recorder = recording.recorder
         recorder.accounting = delta
         recorder.absorbed.clear()
+        # What arrives at learned queries is counted like what arrives at any other parameter.
         wrt = [*recording.inputs.leaves.values(), *recorder.constant_leaves] if delta else []
         arrived = maps.collect_relevance(deep_taylor(), wrt)
         recorder.accounting = False

@@ -82,6 +82,9 @@ def matmul(recorder: Recorder, a: Tensor, b: Tensor) -> Any:
     shape = (*lay.broadcast_shape(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1])
     layout = product_layout(ta, tb, a, b, shape)
     weighted = min(t.weighted for t in (ta, tb) if t) + 1 if ta or tb else 1
+    if all(weights) and is_map(b, tb):
+        # A map of a map (two steps of attention at once) is a map, that values may be multiplied with.
+        return recorder.run(MatMul(), a, b, layout=layout, weighted=weighted, role=tags.PROBABILITY)
     if weights[0]:
         return attend(recorder, ValueProduct(), a, b, layout, weighted)
     pooled = [t is not None and t.role == tags.POOLED for t in (ta, tb)]
@@ -93,6 +96,12 @@ def matmul(recorder: Recorder, a: Tensor, b: Tensor) -> Any:
         return recorder.run(node, a, b, layout=layout, weighted=weighted, role=role)
     # What the queries carry stays behind, as in a softmax attention.
     return recorder.run(MatMul(values), a, b, layout=layout, weighted=weighted, carried=0)
+
+
+def is_map(tensor: Tensor, tag: Tag | None) -> bool:
+    """Whether probabilities are a map from tokens to as many tokens, and not values that a softmax made."""
+    found = lay.labels(tag.layout) if tag else []
+    return tensor.shape[-2] == tensor.shape[-1] and not (found and lay.FEATURE in found[-1])
 
 
 def of_features(layout: lay.Layout | None) -> bool:

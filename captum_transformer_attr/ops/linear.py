@@ -12,7 +12,7 @@ from captum_transformer_attr.recording import layout as lay
 from captum_transformer_attr.recording import tags
 from captum_transformer_attr.recording.node import Grads, Node
 from captum_transformer_attr.recording.recorder import Recorder, handles
-from captum_transformer_attr.recording.tags import tag_of
+from captum_transformer_attr.recording.tags import Tag, tag_of
 
 
 class LinearMap(Node):
@@ -357,11 +357,18 @@ def reduction(name: str) -> Any:
             input,
             lambda x: function(x, dims, keepdim=keepdim, dtype=dtype),
             layout,
-            role=tags.MEAN if statistic else tags.PLAIN,
+            role=role_of_reduction(tag, dims, input.ndim, statistic),
             root=root,
         )
 
     return handler
+
+
+def role_of_reduction(tag: Tag | None, dims: tuple[int, ...], ndim: int, statistic: bool) -> str:
+    """Maps that are averaged over heads (or any axis in front of theirs) stay maps, before the softmax and after it."""
+    if tag is not None and tag.role in (tags.SCORES, tags.PROBABILITY) and max(dims) < ndim - 2:
+        return tag.role
+    return tags.MEAN if statistic else tags.PLAIN
 
 
 handles("mean")(reduction("mean"))

@@ -138,12 +138,15 @@ def summed_product(recorder: Recorder, summed: Tensor, dims: tuple[int, ...], ke
 
 
 def weighs_tokens(weights: Tensor, dims: tuple[int, ...]) -> bool:
-    """Whether these are probabilities that are summed over one axis of tokens."""
+    """Whether these are probabilities over one axis of tokens, along which they are summed."""
     tag = tag_of(weights)
     if tag is None or tag.role != tags.PROBABILITY or tag.layout is None or len(dims) != 1:
         return False
     found = lay.labels(tag.layout)[dims[0]]
-    return bool(found) and not found & {lay.BATCH, lay.FEATURE, lay.MIXED}
+    if not found or found & {lay.BATCH, lay.FEATURE, lay.MIXED}:
+        return False
+    total = weights.detach().sum(dims[0])
+    return torch.allclose(total, torch.ones_like(total))
 
 
 def content_weight(a: Tag, b: Tag, signal: int | None) -> int:

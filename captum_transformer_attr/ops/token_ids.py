@@ -20,6 +20,8 @@ MOVES = frozenset(
     __getitem__ narrow select chunk split unbind cat concat concatenate stack roll flip index_select gather pad masked_fill where view_as
     reshape_as detach data __setitem__ masked_fill_ fill_ copy_ take_along_dim movedim swapaxes split_with_sizes tensor_split""".split()
 )
+ONE_HOT = "_captum_transformer_attr_one_hot"  # the ids behind one-hot integers
+ONE_HOT_CASTS = frozenset("to float double half bfloat16 type type_as".split())
 CASTS = frozenset("to long int short type type_as cuda cpu".split())
 COMPUTES = frozenset(
     "add sub rsub mul remainder mod fmod floordiv floor_divide div abs neg clamp clip clamp_min clamp_max bitwise_and and bitwise_or or bitwise_xor xor".split()
@@ -35,6 +37,11 @@ def with_handles(recorder: Recorder, func: Any, name: str, args: Any, kwargs: An
         return table
     if name in MOVES:
         return moved(recorder, func, name, args, kwargs)
+    if name == "one_hot":
+        return one_hot(recorder, func, *args, **kwargs)
+    if name in ONE_HOT_CASTS and hasattr(args[0], ONE_HOT):
+        result = func(*args, **kwargs)
+        return as_embedding(recorder, args[0], result) if result.is_floating_point() else result
     if name not in HANDLERS and (copy := undispatched(func)) is not None:
         with recorder:
             return copy(*args, **kwargs)
@@ -47,6 +54,21 @@ def with_handles(recorder: Recorder, func: Any, name: str, args: Any, kwargs: An
         setattr(result, HANDLE, combined(recorder, (*args, *kwargs.values()), result.shape))
     else:
         setattr(result, UNKNOWN, recorder.path)
+    return result
+
+
+def one_hot(recorder: Recorder, func: Any, tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """One-hot integers remember their ids: cast to floats they are an embedding by the unit matrix."""
+    result: Tensor = func(tensor, *args, **kwargs)
+    setattr(result, ONE_HOT, tensor)
+    setattr(result, HANDLE, getattr(tensor, HANDLE)[..., None].expand(result.shape))
+    return result
+
+
+def as_embedding(recorder: Recorder, one_hot: Tensor, floats: Tensor) -> Tensor:
+    """The floats that one-hot integers became, recorded as rows of the unit matrix."""
+    table = torch.eye(floats.shape[-1], dtype=floats.dtype, device=floats.device)
+    result: Tensor = HANDLERS["embedding"](recorder, getattr(one_hot, ONE_HOT), table)
     return result
 
 

@@ -162,6 +162,18 @@ def refuse_alias(recorder: Recorder, name: str, target: Tensor) -> None:
         )
 
 
+def refuse_nested(recorder: Recorder, tensor: Tensor) -> None:
+    """
+    Raises:
+        UnsupportedOperationError: for examples of different lengths in one tensor, which has no axes that could be followed.
+    """
+    if tensor.is_nested:
+        raise UnsupportedOperationError(
+            f"{place(recorder.path)} computes with nested tensors, whose tokens cannot be followed. Way out: padded tensors and a mask, or examples one by "
+            f"one without nesting."
+        )
+
+
 def recover(recorder: Recorder, tensor: Tensor) -> None:
     """Tag a live tensor that came from where the recorder does not see, by the recorded operations that autograd's graph leads to."""
     found: dict[int, Tag] = {}
@@ -197,5 +209,6 @@ __all__ = [
     "refuse_alias",
     "refuse_cut",
     "refuse_export",
+    "refuse_nested",
     "tag_of",
 ]

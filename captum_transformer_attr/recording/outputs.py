@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -47,9 +48,11 @@ def unwrap(output: Any, choice: OutputChoice = None) -> Tensor:
 
 
 def flattened(value: Any) -> Iterable[Any]:
-    """Leaves of nested mappings, tuples and lists."""
+    """Leaves of nested mappings, data classes, tuples and lists."""
     if isinstance(value, Mapping):
         value = value.values()
+    elif dataclasses.is_dataclass(value):
+        value = tuple(vars(value).values())
     elif not isinstance(value, (tuple, list)):
         yield value
         return

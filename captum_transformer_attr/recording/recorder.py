@@ -30,6 +30,7 @@ from captum_transformer_attr.recording.leaving import (
     refuse_alias,
     refuse_cut,
     refuse_export,
+    refuse_nested,
 )
 from captum_transformer_attr.recording.node import Node, Record
 from captum_transformer_attr.recording.precision import CONVERSIONS, promoted
@@ -144,8 +145,8 @@ class Recorder(TorchFunctionMode):
         self.absorbed: dict[str, Any] = {}
         self.handle_dtype = torch.float32
         self.constants = False  # also record attention among constants
-        self.constant_leaves: list[Tensor] = []  # its values
         self.constant_attentions = 0
+        self.constant_leaves: list[Tensor] = []  # they stand for the values of those recorded
         self.mixes_examples = (
             False  # some examples were cut out of the batch axis: rows may belong to others than they seem to
         )
@@ -186,9 +187,9 @@ class Recorder(TorchFunctionMode):
         if self.paused or name in PASSIVE:
             return func(*args, **kwargs)
         operands = tensors_in(args[:1] if name in LIKE_ANOTHER else (*args, *kwargs.values()))
-        if operands and torch.is_autocast_enabled(operands[0].device.type):
+        kind = operands[0].device.type if operands else ""
+        if operands and torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
             # Mixed precision inside the model is followed in full precision, like a half-precision model.
-            kind = operands[0].device.type
             self.promote, self.autocast = True, torch.get_autocast_dtype(kind)
             with torch.autocast(kind, enabled=False):
                 return self.dispatch(func, name, operands, args, kwargs)
@@ -206,6 +207,7 @@ class Recorder(TorchFunctionMode):
         if name in ("detach", "data") or not torch.is_grad_enabled():
             return leave(self, func, name, args, kwargs, writes(name))
         for t in operands:
+            refuse_nested(self, t)
             if t.requires_grad and tag_of(t) is None:
                 recover(self, t)
         if name in REFUSED:

@@ -167,7 +167,7 @@ def recorded(
             tapping = contextlib.nullcontext() if tap is None else tap.installed(recorder)
             with dequantised(m for _, m in modules.named), tapping, watched(modules, recorder), recorder:
                 args, kwargs = inputs.arguments(values)
-                result = unwrap(function(*args, **kwargs), output)
+                result = unwrap(followable(function, *args, **kwargs), output)
             put_back()
             recorder.restore_owned()
             signature = (modules.structure(), inputs.signature())
@@ -189,6 +189,21 @@ def recorded(
         for node in recorder.nodes:
             node.__dict__.clear()
         recorder.clear()
+
+
+def followable(function: Any, *args: Any, **kwargs: Any) -> Any:
+    """Call the model.
+
+    Raises:
+        UnsupportedModelError: if torch has a kernel without a gradient for what the model calls (flex attention on CPUs).
+    """
+    try:
+        return function(*args, **kwargs)
+    except NotImplementedError as error:
+        raise UnsupportedModelError(
+            f"the model does not run where gradients are followed: {str(error).splitlines()[0] if str(error) else type(error).__name__} "
+            f"Way out: another implementation of its attention (attn_implementation='sdpa'), or another device."
+        ) from error
 
 
 def plain_forward(function: Any, inputs: Inputs, output: OutputChoice) -> Tensor:

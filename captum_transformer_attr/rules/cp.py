@@ -3,7 +3,7 @@ Conservative Propagation, ICML 2022)."""
 
 from __future__ import annotations
 
-from captum_transformer_attr.ops.attention import Attention
+from captum_transformer_attr.ops.attention import Attention, Softmax
 from captum_transformer_attr.ops.elementwise import Elementwise
 from captum_transformer_attr.ops.product import Product
 from captum_transformer_attr.recording.node import Node
@@ -13,6 +13,7 @@ from captum_transformer_attr.rules.modified_gradient import (
     ModifiedGradient,
     frozen_attention,
     frozen_gate,
+    frozen_map,
     tangent,
 )
 from captum_transformer_attr.rules.table import Rule
@@ -20,6 +21,7 @@ from captum_transformer_attr.rules.table import Rule
 TABLE: dict[type[Node], Rule] = {
     **SHARED,
     Attention: frozen_attention,
+    Softmax: frozen_map,
     Elementwise: tangent,
     Product: frozen_gate,
 }

@@ -85,9 +85,9 @@ def attention_map(node: ValueProduct | FusedAttention, p: Tensor, s: Tensor, row
 
 
 def eager_attention(node: ValueProduct, r: Tensor, signal: Signal) -> Grads:
-    """The matrix product rule for attention times values."""
+    """The matrix product rule for attention times values; a map among learned queries is constant, and leaves all to the values."""
     node.absorb(lambda: of_zeros(r, node.y, lambda: node.probability @ node.value.abs()))
-    s = divide(r, node.y) / 2
+    s = divide(r, node.y) / (2 if node.sources[0] is not None else 1)
     p = node.probability
     return node.split(p * (s @ node.value.mT), node.value * (p.mT @ s))
 

@@ -3,7 +3,7 @@ Attributions, CVPR 2025."""
 
 from __future__ import annotations
 
-from captum_transformer_attr.ops.attention import Attention
+from captum_transformer_attr.ops.attention import Attention, Softmax
 from captum_transformer_attr.ops.elementwise import Elementwise
 from captum_transformer_attr.ops.product import Product
 from captum_transformer_attr.recording.node import Node
@@ -12,6 +12,7 @@ from captum_transformer_attr.rules.modified_gradient import (
     SHARED,
     ModifiedGradient,
     frozen_attention,
+    frozen_map,
     routed_gate,
     slope,
 )
@@ -20,6 +21,7 @@ from captum_transformer_attr.rules.table import Rule
 TABLE: dict[type[Node], Rule] = {
     **SHARED,
     Attention: frozen_attention,
+    Softmax: frozen_map,
     Elementwise: slope,
     Product: routed_gate,
 }

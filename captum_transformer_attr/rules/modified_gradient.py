@@ -59,6 +59,16 @@ def frozen_attention(node: Attention, g: Tensor, signal: Signal) -> Grads:
     return node.to_value(sum_blocks(node, g))
 
 
+def frozen_map(node: Softmax, g: Tensor, signal: Signal) -> Grads:
+    """What reaches a frozen map (values that are parameters of relative positions, Shaw et al. 2018) stays there; a softmax of anything but scores is a
+    function like any other."""
+    source = node.sources[0]
+    if source is None or source.role != tags.SCORES:
+        return node.gradient(g)
+    node.absorb(lambda: torch.where(g == 0, 0, node.y.detach() * g))
+    return (None,)
+
+
 def sum_blocks(node: Attention, g: Tensor) -> Tensor:
     """Aᵀ g."""
     parts = [node.probabilities(rows).mT @ g[..., rows, :] for rows in node.blocks()]
