@@ -13,9 +13,12 @@ from captum_transformer_attr.rules.table import Signal, divide, gradient_signal
 
 
 class Maps:
-    """Signals at the outputs of the attention calls, from which A, ∇A and R_A follow: ∇A = g Vᵀ, R_A = A ⊙ (S Vᵀ) / 2 with S = R / out.
+    """Signals at the outputs of the attention calls, from which A, ∇A and R_A follow.
 
-    given: which keys hold tokens of an input, ``(..., heads, keys)``, where a method asks for it.
+    ∇A = g Vᵀ, R_A = A ⊙ (S Vᵀ) / 2 with S = R / out.
+
+    Attributes:
+        given: which keys hold tokens of an input, ``(..., heads, keys)``, where a method asks for it.
     """
 
     def __init__(self, recording: Recording, attentions: Sequence[Attention]) -> None:
@@ -57,7 +60,10 @@ def whole(node: Attention) -> slice:
 
 
 def by_example(node: Attention, maps: Tensor, batch: int) -> Tensor:
-    """Maps ``(..., queries, keys)`` as ``(B, H, queries, keys)``; windows of a hierarchical model count as examples ``(B · windows, H, …)``."""
+    """Maps ``(..., queries, keys)`` as ``(B, H, queries, keys)``.
+
+    Windows of a hierarchical model count as examples ``(B · windows, H, …)``.
+    """
     lead = maps.shape[:-2]
     if len(lead) == 2:
         return maps

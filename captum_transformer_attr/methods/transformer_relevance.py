@@ -1,4 +1,4 @@
-"""TransformerRelevance: Chefer, Gur and Wolf, Transformer Interpretability Beyond Attention Visualization, CVPR 2021."""
+"""TransformerRelevance: Chefer, Gur, Wolf, Transformer Interpretability Beyond Attention Visualization, CVPR 2021."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from captum_transformer_attr.ops.attention import Attention
 class TransformerRelevance(TokenAttribution):
     """LRP × gradient, rolled out (CVPR 2021, eq. 12-14).
 
-    Ā_b = E_h[(∇A_b ⊙ R_{A_b})⁺] for every attention b, C = (Ā_L + I) ··· (Ā_s + I); the read-out rows of C, identity taken out.
-    ∇A is the gradient of the selected logit; R_A its relevance under the ``deep_taylor`` rules, which conserve the total of 1.
+    Ā_b = E_h[(∇A_b ⊙ R_{A_b})⁺] for every attention b, C = (Ā_L + I) ··· (Ā_s + I); the read-out rows of C, identity
+    taken out. ∇A is the gradient of the selected logit; R_A its relevance under the ``deep_taylor`` rules, which
+    conserve the total of 1.
 
     Args:
         model: any module built on softmax attention; used as it is and left as found.

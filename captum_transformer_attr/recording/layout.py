@@ -1,9 +1,10 @@
-"""Which axis of a tensor is the batch, which are features, which are tokens: a small algebra over reshapes and permutations.
+"""Which axis of a tensor is the batch, which are features, which are tokens, through reshapes and permutations.
 
-Per-example sums (the residual rule, bias accounting) need to know where the examples of a batch are, also inside Swin windows
-``(B * windows, n, C)`` and sequence-first models ``(N, B, C)``. Each axis of a tensor is a tuple of factors ``(label, size)``, outermost
-first: the axis ``B * windows`` is ``((BATCH, B), (axis, windows))``. A layout that cannot be followed is ``None``; whoever needs it then explains
-the examples one by one, so a lost layout costs time and never correctness.
+Per-example sums (the residual rule, bias accounting) need to know where the examples of a batch are, also inside Swin
+windows ``(B * windows, n, C)`` and sequence-first models ``(N, B, C)``. Each axis of a tensor is a tuple of factors
+``(label, size)``, outermost first: the axis ``B * windows`` is ``((BATCH, B), (axis, windows))``. A layout that cannot
+be followed is ``None``; whoever needs it then explains the examples one by one, so a lost layout costs time and never
+correctness.
 """
 
 from __future__ import annotations
@@ -180,7 +181,7 @@ def indexed(layout: Layout | None, index: object, before: Tensor, after: Tensor)
 
 
 def sample_shape(layout: Layout | None, shape: Sequence[int], batch: int) -> tuple[int, int, int] | None:
-    """``(outer, batch, inner)`` such that ``x.reshape(...)`` separates the examples; None if they cannot be separated."""
+    """``(outer, batch, inner)`` such that ``x.reshape(...)`` separates the examples; None if nothing can."""
     total = math.prod(shape)
     if batch == 1:
         return (1, 1, total)
@@ -227,8 +228,9 @@ def is_map(layout: Layout | None) -> bool:
 
 
 def aligned(values: Tensor, source: Layout, target: Layout) -> Tensor | None:
-    """Per-token values with axes ``source`` (averaged over its feature factors, and over mixed ones such as repeated heads that ``target`` lacks),
-    shaped to broadcast against a tensor with axes ``target``.
+    """Per-token values with axes ``source``, shaped to broadcast against a tensor with axes ``target``.
+
+    They are means over the feature factors of ``source`` and over mixed ones that ``target`` lacks (repeated heads).
 
     None if the two do not hold the same tokens in a way that can be followed.
     """
