@@ -444,7 +444,7 @@ class TwoSteps(Attention):
 
 @pytest.mark.parametrize("attention", [Unprojected, RelativeValues, SharedMap, TwoSteps])
 def test_unusual_maps(attention):
-    """Every path on which a map matters is in ∇A, and Ā is the mean over heads; relevance is complete where maps are frozen."""
+    """Every path on which a map matters is in ∇A, Ā is the mean over heads; relevance is complete with frozen maps."""
     model = randomise(
         nn.Sequential(block(attention), block(attention), nn.LayerNorm(C), Take(), nn.Linear(C, CLASSES)).double()
     )
@@ -484,7 +484,7 @@ class Parallel(nn.Module):
 
 @pytest.mark.parametrize("joined", [True, False])
 def test_rollout_of_parallel_blocks(joined):
-    """Rows of (E_h A + I) are normalised once per block, also where attention and MLP are added up before they join the trunk (GPT-J, GPT-NeoX)."""
+    """Rows of (E_h A + I) are normalised once per block, also where attention and MLP join the trunk as one sum (GPT-J)."""
     model = randomise(nn.Sequential(Parallel(joined), Parallel(joined), Take(), nn.Linear(C, CLASSES)).double())
     model(TOKENS)
     eye = torch.eye(N, dtype=TOKENS.dtype)

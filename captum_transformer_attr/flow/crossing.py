@@ -21,7 +21,9 @@ from captum_transformer_attr.recording.session import Recording
 class StoppedFlow(Flow):
     """Token flow that stops at some attention calls and notes what their queries carry.
 
-    stops: the calls. asked: what arrived there, ``(B, queries)``.
+    Attributes:
+        stops: the calls.
+        asked: what arrived there, ``(B, queries)``.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""From flow to scores: where the tokens of an input lie, read off the recorded layouts instead of model configurations."""
+"""From flow to scores: where the tokens of an input lie, read off the recorded layouts, not model configurations."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ from captum_transformer_attr.recording.session import Recording
 class TokenScores:
     """Scores of one input's tokens.
 
-    scores: ``(N, *grid)``. axes: the input's axes the grid lies on. stride: input elements per grid step where convolutions tell, else empty.
+    Attributes:
+        scores: ``(N, *grid)``.
+        axes: the input's axes the grid lies on.
+        stride: input elements per grid step where convolutions tell, else empty.
     """
 
     scores: Tensor
@@ -76,7 +79,9 @@ def axes_of(layout: lay.Layout, name: str) -> tuple[int, ...]:
 
 
 def passed_by_all(node: Node, reached: Collection[Node], number: int) -> bool:
-    """Whether every way of the flow to input ``number`` leads through ``node``: nothing later reads what was there before it.
+    """Whether every way of the flow to input ``number`` leads through ``node``.
+
+    Nothing later reads what was there before it.
 
     Decided by the graph alone, so that an example is read off at the same place alone and in a batch.
     """
@@ -98,7 +103,9 @@ def token_scores(
     at_trunk: Tensor,
     reached: Collection[Node],
 ) -> TokenScores:
-    """Scores of one input from what arrived at it (``arrived``) and at the operations that were watched (``seen``), the trunk's share taken out.
+    """Scores of one input, the trunk's share taken out.
+
+    From what arrived at the input (``arrived``) and at the operations that were watched (``seen``).
 
     ``reached``: every operation that the flow passed.
     """
@@ -124,7 +131,7 @@ def token_scores(
 
 
 def pooled_scores(recording: Recording, name: str, values: Tensor) -> TokenScores:
-    """Scores of an input's tokens from values of its elements: sums over every token's part of the input, and over channels."""
+    """Scores of an input's tokens: sums of its elements' values over every token's part, and over channels."""
     nodes = candidates(recording, name)
     if values.ndim == 3:
         return TokenScores(values.sum(-1), (1,))

@@ -29,11 +29,13 @@ Function = Any  # a node of torch's autograd graph
 class Line:
     """Provenance of the tokens of one tensor.
 
-    end: the autograd node where the walk ends: an update (a residual sum that attention was added to, or an attention
-    whose output nothing was added to), else the birth of the tokens (embedding, convolution, concatenation, input);
-    None for constants.
-    updated: whether ``end`` is an update. roots: updates and inputs that the tokens were computed from, also through
-    operations that are not token-wise (pooling, concatenation).
+    Attributes:
+        end: the autograd node where the walk ends: an update (a residual sum that attention was added to, or an
+            attention whose output nothing was added to), else the birth of the tokens (embedding, convolution,
+            concatenation, input); None for constants.
+        updated: whether ``end`` is an update.
+        roots: updates and inputs that the tokens were computed from, also through operations that are not token-wise
+            (pooling, concatenation).
     """
 
     end: Function | None

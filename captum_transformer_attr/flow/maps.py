@@ -16,9 +16,12 @@ from captum_transformer_attr.rules.table import Signal, divide, gradient_signal
 
 
 class Maps:
-    """Signals at the outputs of the attention calls, from which A, ∇A and R_A follow: ∇A = g Vᵀ, R_A = A ⊙ (S Vᵀ) / 2 with S = R / out.
+    """Signals at the outputs of the attention calls, from which A, ∇A and R_A follow.
 
-    given: which keys hold tokens of an input, ``(..., heads, keys)``, where a method asks for it.
+    ∇A = g Vᵀ, R_A = A ⊙ (S Vᵀ) / 2 with S = R / out.
+
+    Attributes:
+        given: which keys hold tokens of an input, ``(..., heads, keys)``, where a method asks for it.
     """
 
     def __init__(self, recording: Recording, attentions: Sequence[Attention]) -> None:
@@ -63,9 +66,9 @@ class Maps:
 
 
 def read_elsewhere(recording: Recording, attentions: Sequence[Attention]) -> dict[Attention, GradientEdge]:
-    """The maps that more than one attention call reads, say as weights of relative positions (Shaw et al. 2018): what reaches them on every way counts.
+    """The maps that are read elsewhere too, say as weights of relative positions (Shaw et al. 2018).
 
-    Of a map that several attention calls read each has a record of its own.
+    What reaches them on every way counts. Of a map that several attention calls read each has a record of its own.
     """
     readers: Counter[tuple[Any, int]] = Counter()
     stack, seen = [recording.selected.grad_fn], set()
@@ -97,7 +100,10 @@ def whole(node: Attention) -> slice:
 
 
 def by_example(node: Attention, maps: Tensor, batch: int) -> Tensor:
-    """Maps ``(..., queries, keys)`` as ``(B, H, queries, keys)``; windows of a hierarchical model count as examples ``(B · windows, H, …)``."""
+    """Maps ``(..., queries, keys)`` as ``(B, H, queries, keys)``.
+
+    Windows of a hierarchical model count as examples ``(B · windows, H, …)``.
+    """
     lead = maps.shape[:-2]
     if len(lead) == 2:
         return maps

@@ -1,7 +1,8 @@
 """Token flow corrected by the statistics of layer norms (Nguyen, Lee and Kim 2023, re-derived).
 
-With attention A and deviations σ frozen, a pre-norm block is y_i = x_i + Σ_j (A_ij / σ_j) W x_j + const: how much of token j arrives at i depends on
-the deviation that the norm divided it by. Statistics are relative: σ̂_j = σ_j / mean over the example's tokens in that layer.
+With attention A and deviations σ frozen, a pre-norm block is y_i = x_i + Σ_j (A_ij / σ_j) W x_j + const: how much of
+token j arrives at i depends on the deviation that the norm divided it by. Statistics are relative: σ̂_j = σ_j / mean
+over the example's tokens in that layer.
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ BEFORE, WITHIN, AFTER = "before", "within", "after"
 
 @dataclass(frozen=True)
 class BlockNorm:
-    """The norm of one attention residual: in front of the attention (pre-norm), behind it in the branch (Swin-V2), or behind the sum (BERT)."""
+    """The norm of one attention residual.
+
+    In front of the attention (pre-norm), behind it in the branch (Swin-V2), or behind the sum (BERT).
+    """
 
     norm: Node
     place: str
@@ -64,7 +68,10 @@ def block_norms(recording: Recording) -> dict[Sum, BlockNorm]:
 
 
 def merging_layers(recording: Recording) -> set[Linear]:
-    """Linear layers that read several tokens' channels at once: patch merging, written as a reshape or as a concatenation of slices."""
+    """Linear layers that read several tokens' channels at once.
+
+    Patch merging, written as a reshape or as a concatenation of slices.
+    """
     by_origin = {node.tag.origin: node for node in recording.nodes}
     found = set()
     for node in recording.nodes:
@@ -109,11 +116,14 @@ def relative_deviation(block: BlockNorm) -> Tensor:
 class StatisticsFlow(Flow):
     """Token flow in which layer norms of attention residuals divide by σ̂.
 
-    side: ``"key"`` divides the keys' share, r ← r + (r Ā) / σ̂; ``"query"`` the queries', r ← r + (r / σ̂) Ā; ``"row"`` uses the row-normalised
-    diag(σ̂) + Ā; ``"none"`` leaves the statistics out. A norm within the branch (Swin-V2) or behind the sum (BERT) divides what passes it.
-    starts: share of every token at the last residual, uniform where there is none.
-    neutral: put 1 in the place of every σ̂.
-    merging_layers: layers that share a parent's relevance among its children by the size of their activations; others share it equally.
+    Attributes:
+        side: ``"key"`` divides the keys' share, r ← r + (r Ā) / σ̂; ``"query"`` the queries', r ← r + (r / σ̂) Ā;
+            ``"row"`` uses the row-normalised diag(σ̂) + Ā; ``"none"`` leaves the statistics out. A norm within the
+            branch (Swin-V2) or behind the sum (BERT) divides what passes it.
+        starts: share of every token at the last residual, uniform where there is none.
+        neutral: put 1 in the place of every σ̂.
+        merging_layers: layers that share a parent's relevance among its children by the size of their activations;
+            others share it equally.
     """
 
     def __init__(
@@ -192,7 +202,10 @@ def product(node: Product, r: Tensor, signal: Any) -> Grads:
 
 
 def linear(node: Linear, r: Tensor, signal: Any) -> Grads:
-    """A merging layer may favour its more active children; any other layer is token-wise, so that channels do not matter."""
+    """A merging layer may favour its more active children.
+
+    Any other layer is token-wise, so that channels do not matter.
+    """
     if node not in signal.merging_layers:
         return flat_linear(node, r, signal)
     size = node.x.abs()

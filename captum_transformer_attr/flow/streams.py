@@ -36,7 +36,9 @@ SELF, CROSS, LOCAL = "self", "cross", "local"
 class Stream:
     """A set of tokens.
 
-    birth: the autograd node that made them, None for learned queries. inputs: the explained inputs they come from.
+    Attributes:
+        birth: the autograd node that made them, None for learned queries.
+        inputs: the explained inputs they come from.
     """
 
     birth: Function | None
@@ -57,9 +59,12 @@ class State:
 class Call:
     """One attention call.
 
-    kind: ``"self"``, ``"cross"``, or ``"local"`` for attention inside windows or over keys that were made from the
-    queries' own tokens (reduced, joined with others): its relevance only the row-vector flow can follow. update: the
-    state it leads to. query, key: the states it read. trunk: the state it was added to.
+    Attributes:
+        kind: ``"self"``, ``"cross"``, or ``"local"`` for attention inside windows or over keys that were made from the
+            queries' own tokens (reduced, joined with others): its relevance only the row-vector flow can follow.
+        update: the state it leads to.
+        query, key: the states it read.
+        trunk: the state it was added to.
     """
 
     attention: Attention
@@ -80,7 +85,8 @@ class Call:
 class Streams:
     """All attention calls on the way to the output in execution order.
 
-    towers: the same calls by who makes them, the unit of ``start_layer``.
+    Attributes:
+        towers: the same calls by who makes them, the unit of ``start_layer``.
     """
 
     calls: list[Call] = field(default_factory=list)

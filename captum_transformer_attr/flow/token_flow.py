@@ -1,7 +1,8 @@
 """Token flow: relevance per token, sent from the output to the inputs through attention maps and residual trunks.
 
-The signal is any tensor whose channel sum is a token's relevance. One row of the product (Ā_L + I) ··· (Ā_1 + I) is what arrives, for whatever
-geometry the graph has: windows, shifts, mergings and class tokens are ordinary views of the recorded forward.
+The signal is any tensor whose channel sum is a token's relevance. One row of the product (Ā_L + I) ··· (Ā_1 + I) is
+what arrives, for whatever geometry the graph has: windows, shifts, mergings and class tokens are ordinary views of the
+recorded forward.
 """
 
 from __future__ import annotations
@@ -35,13 +36,16 @@ INPUTS = (1 << 63) - 1  # the bits of ``Tag.ancestors`` that stand for explained
 
 
 class Flow(Signal):
-    """Token flow with attention weights from ``weights(node, rows)``: Ā per head, ``(..., rows, keys)``; heads are averaged by the flow itself.
+    """Token flow with attention weights from ``weights(node, rows)``: Ā per head, ``(..., rows, keys)``.
 
-    active: the attentions whose weights are used; the others count as identity. None of them (``trunk_only``) leaves the pure residual trunk,
-    which is subtracted to take the identity term of the read-out rows out.
-    terminals: the sums after which no attention follows; the read-out rows found there are weighted uniformly.
-    normalize: divide the rows of (Ā + I) by their sums.
-    corrections: origin → flow to take away there, see ``take_second_identity``.
+    Heads are averaged by the flow itself.
+
+    Attributes:
+        active: the attentions whose weights are used; the others count as identity. None of them (``trunk_only``)
+            leaves the pure residual trunk, which is subtracted to take the identity term of the read-out rows out.
+        terminals: the sums after which no attention follows; the read-out rows found there are weighted uniformly.
+        normalize: divide the rows of (Ā + I) by their sums.
+        corrections: origin → flow to take away there, see ``take_second_identity``.
     """
 
     def __init__(
@@ -71,8 +75,8 @@ class Flow(Signal):
             return None
         if any(tag.role == tags.PROBABILITY for tag in node.tags):
             raise UnsupportedOperationError(
-                f"module '{node.path}' adds vectors of relative positions that its attention weighs: its rows cannot be normalised. "
-                f"Way out: normalize=False."
+                f"module '{node.path}' adds vectors of relative positions that its attention weighs: its rows cannot be "
+                f"normalised. Way out: normalize=False."
             )
         factor = 1 / (1 + row_sums(node, self))
         return factor, factor
@@ -94,7 +98,8 @@ def linear_map(node: LinearMap, r: Tensor, signal: Flow) -> Grads:
 def linear(node: Linear, r: Tensor, signal: Flow) -> Grads:
     if node.mixes_tokens:
         raise UnsupportedOperationError(
-            f"module '{node.path}' mixes tokens by a linear layer over the token axis: token relevance cannot follow attention alone there. "
+            f"module '{node.path}' mixes tokens by a linear layer over the token axis: token relevance cannot follow "
+            "attention alone there. "
             f"Way out: TransformerLRP, which needs no attention maps."
         )
     return (node.spread(r),)
@@ -116,8 +121,10 @@ def attention(node: Attention, r: Tensor, signal: Flow) -> Grads:
 
 
 def over_heads(node: Attention, values: Tensor) -> Tensor:
-    """Values ``(..., rows, 1)`` with the mean over heads in the place of every head: without projections beside the attention, a token's channels are
-    the heads' own, and Ā = E_h would not mix them."""
+    """Values ``(..., rows, 1)`` with the mean over heads in the place of every head.
+
+    Without projections beside the attention, a token's channels are the heads' own, and Ā = E_h would not mix them.
+    """
     lead = [] if node.layout is None else [factor for factors in node.layout[:-2] for factor in factors]
     heads = [i for i, (label, _) in enumerate(lead) if label == lay.FEATURE]
     if not heads or values.shape[:-2].numel() != math.prod(size for _, size in lead):
@@ -127,14 +134,18 @@ def over_heads(node: Attention, values: Tensor) -> Tensor:
 
 
 def residual(node: Sum, r: Tensor, signal: Flow) -> Grads:
-    """All of r to the trunk, all of r to a branch that went through attention, nothing to one that did not (an MLP): rollout ignores those."""
+    """All of r to the trunk, all of r to a branch that went through attention, nothing to one that did not.
+
+    Rollout ignores branches without attention, such as an MLP.
+    """
     if node in signal.terminals:
         r = signal.start(node, r)
     factors = signal.factors(node)
     trunk, attending = (r, r) if factors is None else (r * factors[0], r * factors[1])
     if node.trunk is None and not any(node.attends):
-        # Siblings: several inputs added into one token each report its score, and so do attentions that make up one branch; two branches of one
-        # input (a projected shortcut) or two read-outs averaged after the attentions share it.
+        # Siblings: several inputs added into one token each report its score, and so do attentions that make up one
+        # branch; two branches of one input (a projected shortcut) or two read-outs averaged after the attentions share
+        # it.
         inputs = node.tags[0].ancestors & node.tags[1].ancestors & INPUTS
         same = common_root(*node.tags) >= 0
         attentions = (
@@ -162,9 +173,12 @@ def accumulation(node: Accumulation, r: Tensor, signal: Flow) -> Grads:
 
 
 def take_second_identity(node: Sum, r: Tensor, signal: Flow) -> None:
-    """A branch with a residual of its own (MobileBERT's bottleneck, MViT's pooled queries) brings the trunk's tokens a second time.
+    """A branch with a residual of its own brings the trunk's tokens a second time.
 
-    Of the branch only what passed an attention counts, so its trunk-only flow is computed aside and taken away where trunk and branch fork.
+    So do MobileBERT's bottleneck and MViT's pooled queries.
+
+    Of the branch only what passed an attention counts, so its trunk-only flow is computed aside and taken away where
+    trunk and branch fork.
     """
     recorder = node.recorder
     assert node.fork is not None and node.branch is not None
@@ -184,7 +198,10 @@ def take_second_identity(node: Sum, r: Tensor, signal: Flow) -> None:
 
 
 def row_sums(node: Sum, signal: Flow) -> Tensor:
-    """Row sums of Ā of the attentions that join the trunk here, one per token, of the sum's shape and equal over channels."""
+    """Row sums of Ā of the attentions that join the trunk here, per token.
+
+    Of the sum's shape and equal over channels.
+    """
     branch = node.tags[0 if node.attends[0] and node.trunk != 0 else 1]
     before = 0 if node.trunk is None else node.tags[node.trunk].ancestors
     total = node.a.new_zeros(())
@@ -196,11 +213,12 @@ def row_sums(node: Sum, signal: Flow) -> Tensor:
 
 
 def carried_forward(node: Sum, a: Attention, values: Tensor) -> Tensor:
-    """Values of the attention's query rows ``(..., rows)`` at the tokens of the residual sum behind it, averaged over heads.
+    """Values of the attention's query rows ``(..., rows)`` at the tokens of the residual sum behind it, head means.
 
-    The flow from the sum back to the attention's output is linear in what is sent; its transpose carries values the other way, through whatever
-    windows, shifts and heads lie between. An attention within the stream that is asked (an encoder, the other modality) reaches the sum through
-    another attention only: its rows are none of the sum's, and 0 is returned.
+    The flow from the sum back to the attention's output is linear in what is sent; its transpose carries values the
+    other way, through whatever windows, shifts and heads lie between. An attention within the stream that is asked (an
+    encoder, the other modality) reaches the sum through another attention only: its rows are none of the sum's, and 0
+    is returned.
     """
     recorder = node.recorder
     outer, recorder.signal = recorder.signal, Flow(no_weights, (), ())
@@ -222,7 +240,8 @@ def carried_forward(node: Sum, a: Attention, values: Tensor) -> Tensor:
     if result is None:  # what arrived does not depend on what was sent
         if not any(b.tag.comes_from(a.tag) and node.tag.comes_from(b.tag) for b in other_attentions(recorder, a)):
             raise UnsupportedOperationError(
-                f"the rows of the attention in module '{a.path}' cannot be followed to module '{node.path}', so they cannot be normalised. "
+                f"the rows of the attention in module '{a.path}' cannot be followed to module '{node.path}', so they "
+                "cannot be normalised. "
                 f"Way out: normalize=False."
             )
         return values.new_zeros(())
@@ -251,7 +270,10 @@ def uniform(node: Sum, r: Tensor) -> Tensor:
 
 
 def matrix_product(node: MatMul, r: Tensor, signal: Flow) -> Grads:
-    """A product of two streams (image times text): each is explained in full. Of linear attention only the values are, as in a softmax attention."""
+    """A product of two streams (image times text): each is explained in full.
+
+    Of linear attention only the values are, as in a softmax attention.
+    """
     width = node.a.shape[-1]
     a = (r.sum(-1, keepdim=True) / width).expand(*r.shape[:-1], width)
     b = (r.sum(-2, keepdim=True) / width).expand(*r.shape[:-2], width, r.shape[-1])

@@ -29,7 +29,8 @@ class AttentionGradCam(SingleLayerAttribution):
 
     The two published variants differ in that mean. ``"row"`` (vision): over the patch columns of the read-out row, that
     is without its own column and those of learned tokens (class and distillation token, registers). ``"map"`` (text):
-    over the whole map. Keys that the mask hides take no part in either. The published code stretches the result to 0..1.
+    over the whole map. Keys that the mask hides take no part in either. The published code stretches the result to
+    0..1.
 
     Args:
         model: any module built on softmax attention; used as it is and left as found.

@@ -29,7 +29,8 @@ class TransformerAttribution(GradientAttribution):  # type: ignore[misc]
     """Base of the attribution classes.
 
     Args:
-        model: any module built on softmax attention, or a function around one. Used as it is, in evaluation mode, and left as found.
+        model: any module built on softmax attention, or a function around one. Used as it is, in evaluation mode, and
+            left as found.
         output: which tensor of a structured output is explained: its name, or a function of the output.
     """
 
@@ -161,7 +162,8 @@ def finished(tensor: Tensor, like: Tensor | None = None) -> Tensor:
     """
     if not bool(torch.isfinite(tensor).all()):
         raise UnsupportedModelError(
-            "the relevance is not finite: activations of this model overflow or cancel exactly; try float64 (model.double())"
+            "the relevance is not finite: activations of this model overflow or cancel exactly; try float64 "
+            "(model.double())"
         )
     dtype = like.dtype if like is not None and like.is_floating_point() else tensor.dtype
     return tensor.detach().to(dtype).contiguous()

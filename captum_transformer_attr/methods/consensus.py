@@ -52,8 +52,8 @@ class ConsensusRelevance(TokenAttribution):
         self.layers = FullGradPlus(model, output=output)
 
     def once(self, inputs: Inputs, target: Any, compute: Callable[[Recording], Result]) -> Result:
-        # AttentionRelevance knows when it has to record again for the relations among learned queries. Captum's consumers exchange our
-        # forward function, not its.
+        # AttentionRelevance knows when it has to record again for the relations among learned queries. Captum's
+        # consumers exchange our forward function, not its.
         self.attention.forward_func = self.forward_func
         return self.attention.once(inputs, target, compute)
 

@@ -91,7 +91,8 @@ class LayerTransformerLRP(LayerGradientXActivation):  # type: ignore[misc]
         """
         single = isinstance(self.layer, nn.Module)
         layers = layers_of(self.layer)
-        # Of this call alone: threads may share the object. LLMGradientAttribution and others exchange the forward function of a copy.
+        # Of this call alone: threads may share the object. LLMGradientAttribution and others exchange the forward
+        # function of a copy.
         lrp = copy.copy(self.lrp)
         lrp.forward_func = self.forward_func
         given = parsed(inputs, additional_forward_args)

@@ -27,11 +27,12 @@ from captum_transformer_attr.rules.table import Signal
 class BlockRelevance:
     """Relevance at one block.
 
-    name: module path; ``path#2`` for the second call of a shared block. stream: ``(B, N)`` relevance of the residual
-    stream that leaves the block.
-    heads: path of every attention in the block → ``(B, H, N)`` relevance of each head's output, by query token (windows
-    of a hierarchical model count as examples). attention, mlp: ``(B, N)`` relevance of the branches that were added to
-    the stream, None where there is none.
+    Attributes:
+        name: module path; ``path#2`` for the second call of a shared block.
+        stream: ``(B, N)`` relevance of the residual stream that leaves the block.
+        heads: path of every attention in the block → ``(B, H, N)`` relevance of each head's output, by query token
+            (windows of a hierarchical model count as examples).
+        attention, mlp: ``(B, N)`` relevance of the branches that were added to the stream, None where there is none.
     """
 
     name: str

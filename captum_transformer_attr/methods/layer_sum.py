@@ -58,7 +58,8 @@ def refuse_lost(arrived: Sequence[Tensor | None], sent: Sequence[Tensor], tokens
     """
     if any(bool(s.any()) for s in sent) and not any(r is not None and bool(r.any()) for r in arrived):
         raise UnsupportedModelError(
-            f"{tokens} cannot be followed to the input along residual connections (attention without a residual merges them); "
+            f"{tokens} cannot be followed to the input along residual connections (attention without a residual merges "
+            "them); "
             "use TransformerRelevance or AttentionRollout"
         )
 

@@ -19,8 +19,9 @@ EXPLAINED = ("logit", "probability")
 class Start:
     """Where relevance starts.
 
-    source: a tensor of the graph with the signal ``signal`` of its shape, or None for the selected output. total: the
-    relevance sent, ``(N,)``.
+    Attributes:
+        source: a tensor of the graph with the signal ``signal`` of its shape, or None for the selected output.
+        total: the relevance sent, ``(N,)``.
     """
 
     source: Tensor | None

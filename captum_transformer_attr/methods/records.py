@@ -1,4 +1,7 @@
-"""What was recorded on the way, for researchers: attention maps, their gradients and relevance, and the relevance of every block's output."""
+"""What was recorded on the way, for researchers.
+
+Attention maps, their gradients and relevance, and the relevance of every block's output.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +25,13 @@ from captum_transformer_attr.rules.deep_taylor import deep_taylor
 class AttentionRecord:
     """One attention call.
 
-    name: path of the module that computed it. attention, gradient, relevance: ``(B, H, N, N')`` after softmax, rows are queries (windows of a
-    hierarchical model count as examples: ``(B · windows, H, n, n)``); gradient of the selected output, relevance under ``deep_taylor`` taken after
-    the half and before the softmax (None for methods that propagate none). query_stream, key_stream: the token streams that ask and are asked, called
-    after the inputs their tokens come from, ``queries`` for learned ones.
+    Attributes:
+        name: path of the module that computed it.
+        attention, gradient, relevance: ``(B, H, N, N')`` after softmax, rows are queries (windows of a hierarchical
+            model count as examples: ``(B · windows, H, n, n)``); gradient of the selected output, relevance under
+            ``deep_taylor`` taken after the half and before the softmax (None for methods that propagate none).
+        query_stream, key_stream: the token streams that ask and are asked, called after the inputs their tokens come
+            from, ``queries`` for learned ones.
     """
 
     name: str
@@ -40,8 +46,10 @@ class AttentionRecord:
 class AttentionRecords(Sequence[AttentionRecord]):
     """The attention calls of one forward in execution order.
 
-    relevance_by_layer: module path of every block → relevance of its output's tokens ``(B, N)``.
-    parameter_share: module path → share of each example's relevance ``(B,)`` that its parameters took (class tokens, positional embeddings).
+    Attributes:
+        relevance_by_layer: module path of every block → relevance of its output's tokens ``(B, N)``.
+        parameter_share: module path → share of each example's relevance ``(B,)`` that its parameters took (class
+            tokens, positional embeddings).
     """
 
     records: tuple[AttentionRecord, ...]
@@ -99,7 +107,10 @@ def stream_of(recording: Recording, tag: Tag | None) -> str:
 
 
 def block_outputs(recording: Recording) -> dict[str, Tensor]:
-    """Outputs of the modules that stand in a list and contain an attention: the blocks. A block called twice counts as ``path#2``."""
+    """Outputs of the modules that stand in a list and contain an attention: the blocks.
+
+    A block called twice counts as ``path#2``.
+    """
     used = {node.path for node in recording.attentions}
     found: dict[str, Tensor] = {}
     for path, outputs in recording.recorder.module_outputs.items():

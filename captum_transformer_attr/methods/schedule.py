@@ -15,8 +15,11 @@ from captum_transformer_attr.ops.attention import Attention
 class Step:
     """One attention call.
 
-    module: path of the module that computed it. query: the stream that asks. key: the stream that is asked, the same
-    one for self-attention. rules: the equations of ICCV 2021 that act; none for a call before ``start_layer``."""
+    Attributes:
+        module: path of the module that computed it.
+        query: the stream that asks.
+        key: the stream that is asked, the same one for self-attention.
+        rules: the equations of ICCV 2021 that act; none for a call before ``start_layer``."""
 
     module: str
     query: str

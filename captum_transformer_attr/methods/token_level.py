@@ -42,7 +42,10 @@ class Scored:
 
 @dataclass(frozen=True)
 class Passed:
-    """What one flow brought to the inputs and to the operations that were watched; ``reached``: the operations it passed."""
+    """What one flow brought to the inputs and to the operations that were watched.
+
+    ``reached``: the operations it passed.
+    """
 
     arrived: list[Tensor]
     seen: dict[Node, Tensor]
@@ -62,7 +65,8 @@ class TokenAttribution(TransformerAttribution):
 
     Args:
         model: see ``TransformerAttribution``.
-        start_layer: attention calls before this one (0-based, in execution order; negative counts from the end) count as identity.
+        start_layer: attention calls before this one (0-based, in execution order; negative counts from the end) count
+            as identity.
         normalize: divide the rows of (Ā + I) by their sums.
         output: see ``TransformerAttribution``.
     """
@@ -98,15 +102,18 @@ class TokenAttribution(TransformerAttribution):
         """Scores in the inputs' shape.
 
         Args:
-            inputs: a Tensor, a tuple of Tensors (positional arguments) or a mapping (keyword arguments); floats and token ids alike.
+            inputs: a Tensor, a tuple of Tensors (positional arguments) or a mapping (keyword arguments); floats and
+                token ids alike.
             target: as in Captum: None, int, list, tensor, tuple(s).
             additional_forward_args: further positional arguments of the model.
-            return_convergence_delta: also return ``(N,)``: relevance sent back minus relevance that arrived at inputs and parameters.
+            return_convergence_delta: also return ``(N,)``: relevance sent back minus relevance that arrived at inputs
+                and parameters.
             interpolate: how token scores are spread over pixels, ``"bilinear"`` or ``"nearest"``.
 
         Returns:
-            Tensor, tuple or dict as ``inputs``, each of its input's shape: float, detached, contiguous. Images: every pixel has its
-            token's score, equal over channels. Ids ``(N, T)``: one score per id. With ``return_convergence_delta`` a pair.
+            Tensor, tuple or dict as ``inputs``, each of its input's shape: float, detached, contiguous. Images: every
+            pixel has its token's score, equal over channels. Ids ``(N, T)``: one score per id. With
+            ``return_convergence_delta`` a pair.
 
         Raises:
             UnsupportedOperationError: if an operation has no rule.
@@ -131,8 +138,8 @@ class TokenAttribution(TransformerAttribution):
             inputs, target, additional_forward_args: as in ``attribute``.
 
         Returns:
-            Same container as ``inputs``: images ``(N, h, w)`` (finest stage, no class or register token), ids ``(N, T)``,
-            feature sequences ``(N, K)``.
+            Same container as ``inputs``: images ``(N, h, w)`` (finest stage, no class or register token), ids ``(N,
+            T)``, feature sequences ``(N, K)``.
         """
         given = parsed(inputs, additional_forward_args)
         scored = self.scored(given, target, False)
@@ -202,14 +209,15 @@ class TokenAttribution(TransformerAttribution):
     def roll_out(
         self, recording: Recording, maps: Maps, leaves: list[Tensor], watched: Collection[Node]
     ) -> tuple[Passed, Passed]:
-        """What the attention weights bring to the inputs, and the share of it that is only the identity of the read-out rows."""
+        """What the attention weights bring to the inputs, and the share of it that is the read-out rows' identity."""
 
         def passed_by(active: list[Attention], trunk_only: bool = False) -> Passed:
             weights = partial(self.weights, maps)
             return self.passed(recording, weights, active, leaves, watched, trunk_only)
 
         def identity(active: list[Attention]) -> Passed:
-            # Where rows are divided by their sums, so is the identity in them: the whole of it would be more than is there.
+            # Where rows are divided by their sums, so is the identity in them: the whole of it would be more than is
+            # there.
             return passed_by(active if self.normalize else [], trunk_only=True)
 
         first, *others = self.active_sets(recording)
@@ -239,7 +247,10 @@ class TokenAttribution(TransformerAttribution):
         return Flow(weights, active, terminal_sums(recording), trunk_only, self.normalize)
 
     def active_sets(self, recording: Recording) -> list[list[Attention]]:
-        """Sets of attention calls whose weights work together; calls outside a set count as identity, the scores of several sets are added."""
+        """Sets of attention calls whose weights work together.
+
+        Calls outside a set count as identity, the scores of several sets are added.
+        """
         return [active_attentions(recording.attentions, self.start_layer)]
 
     def relevance_pass(self, recording: Recording, maps: Maps, delta: bool) -> Tensor | None:

@@ -1,4 +1,5 @@
-"""TokenStatisticsRelevance: Nguyen, Lee and Kim, Inspecting Explainability of Transformer Models with Additional Statistical Information, 2023."""
+"""TokenStatisticsRelevance: Nguyen, Lee and Kim, Inspecting Explainability of Transformer Models with Additional
+Statistical Information, 2023."""
 
 from __future__ import annotations
 
@@ -28,30 +29,34 @@ MERGINGS = ("equal", "activation")
 
 
 class TokenStatisticsRelevance(TokenAttribution):
-    """Gradient × attention rolled out and corrected by layer-norm statistics (arXiv 2311.11378), for hierarchical and plain transformers.
+    """Gradient × attention rolled out and corrected by layer-norm statistics (arXiv 2311.11378).
 
-    The paper's full text was not at hand: this is a re-derivation from the block's equation. With A and σ frozen, a pre-norm block is
-    y_i = x_i + Σ_j Σ_h (A^h_ij / σ_j) W^h diag(γ)(I − 11ᵀ/C) x_j + const, hence R = I + Ā diag(1/σ̂) with Ā = E_h[(∇A ⊙ A)⁺] and
-    σ̂_j = σ_j / mean_j σ_j, σ_j the standard deviation over channels of token j at the block's first layer norm.
+    For hierarchical and plain transformers.
+
+    The paper's full text was not at hand: this is a re-derivation from the block's equation. With A and σ frozen, a
+    pre-norm block is y_i = x_i + Σ_j Σ_h (A^h_ij / σ_j) W^h diag(γ)(I − 11ᵀ/C) x_j + const, hence R = I + Ā diag(1/σ̂)
+    with Ā = E_h[(∇A ⊙ A)⁺] and σ̂_j = σ_j / mean_j σ_j, σ_j the standard deviation over channels of token j at the
+    block's first layer norm.
 
     Args:
         model: any module built on softmax attention.
-        statistic: ``"std"``, the standard deviation over channels (the root mean square for RMS norms); ``"none"`` puts 1 in its place, which with
-            ``side="row"`` leaves the row normalisation alone.
-        side: ``"key"``: r ← r + (r Ā)/σ̂. ``"query"``: r ← r + (r/σ̂) Ā. ``"row"``: rows of diag(σ̂) + Ā divided by their sums.
-            ``"none"``: r ← r + r Ā, without statistics. A norm behind the attention (Swin-V2: R = I + diag(1/σ̂) Ā) or behind the residual sum
-            (BERT: R = diag(1/σ̂)(I + Ā)) divides whatever passes it, for every side but ``"none"``.
+        statistic: ``"std"``, the standard deviation over channels (the root mean square for RMS norms); ``"none"`` puts
+            1 in its place, which with ``side="row"`` leaves the row normalisation alone.
+        side: ``"key"``: r ← r + (r Ā)/σ̂. ``"query"``: r ← r + (r/σ̂) Ā. ``"row"``: rows of diag(σ̂) + Ā divided by
+            their sums. ``"none"``: r ← r + r Ā, without statistics. A norm behind the attention (Swin-V2: R = I +
+            diag(1/σ̂) Ā) or behind the residual sum (BERT: R = diag(1/σ̂)(I + Ā)) divides whatever passes it, for every
+            side but ``"none"``.
         merging: a merged token's relevance goes to its children in ``"equal"`` shares or by ``"activation"`` size.
-        start: the read-out rows count ``"uniform"`` or by ``"gradient_x_activation"``: relu(Σ_c x ∂y/∂x) at the last residual sum behind an
-            attention.
+        start: the read-out rows count ``"uniform"`` or by ``"gradient_x_activation"``: relu(Σ_c x ∂y/∂x) at the last
+            residual sum behind an attention.
         start_layer: attention calls before this one count as identity.
         output: name or function that chooses the explained tensor of a structured output.
 
-    The default was chosen by these figures (``benchmarks/faithfulness.py``; tables under ``docs/results``): boxes of Tiny ImageNet (task
-    ``vit-statistics``, 120 pictures), removal of pixels on the ViT (``vit-imagenet``, 100) and the Swin (``swin-statistics``, 300), positive ↓ /
-    negative ↑. On ViT-Tiny the key side lifts the plain rule's pointing to the level of TransformerRelevance, removal of pixels sees no
-    difference; on the Swin the statistics change little, and what ``"row"`` gains there its row normalisation gains alone
-    (``statistic="none"``: 23.0 / 40.2).
+    The default was chosen by these figures (``benchmarks/faithfulness.py``; tables under ``docs/results``): boxes of
+    Tiny ImageNet (task ``vit-statistics``, 120 pictures), removal of pixels on the ViT (``vit-imagenet``, 100) and the
+    Swin (``swin-statistics``, 300), positive ↓ / negative ↑. On ViT-Tiny the key side lifts the plain rule's pointing
+    to the level of TransformerRelevance, removal of pixels sees no difference; on the Swin the statistics change
+    little, and what ``"row"`` gains there its row normalisation gains alone (``statistic="none"``: 23.0 / 40.2).
 
     ======================  ============  ===========  ============  =============  ============  ============
     variant                 ViT pointing  ViT corners  ViT removal   Swin pointing  Swin removal  Swin corners

@@ -1,4 +1,4 @@
-"""TransformerRelevance: Chefer, Gur and Wolf, Transformer Interpretability Beyond Attention Visualization, CVPR 2021."""
+"""TransformerRelevance: Chefer, Gur, Wolf, Transformer Interpretability Beyond Attention Visualization, CVPR 2021."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from captum_transformer_attr.ops.attention import Attention
 class TransformerRelevance(TokenAttribution):
     """LRP × gradient, rolled out (CVPR 2021, eq. 12-14).
 
-    Ā_b = E_h[(∇A_b ⊙ R_{A_b})⁺] for every attention b, C = (Ā_L + I) ··· (Ā_s + I); the read-out rows of C, identity taken out.
-    ∇A is the gradient of the selected logit; R_A its relevance under the ``deep_taylor`` rules, which conserve the total of 1.
+    Ā_b = E_h[(∇A_b ⊙ R_{A_b})⁺] for every attention b, C = (Ā_L + I) ··· (Ā_s + I); the read-out rows of C, identity
+    taken out. ∇A is the gradient of the selected logit; R_A its relevance under the ``deep_taylor`` rules, which
+    conserve the total of 1.
 
-    These rules divide by sums that nearly cancel, as published: on trained models float32 keeps two digits of the scores, often fewer
-    (docs/results/completeness.md). Use ``model.double()`` where numbers must be the same on another machine.
+    These rules divide by sums that nearly cancel, as published: on trained models float32 keeps two digits of the
+    scores, often fewer (docs/results/completeness.md). Use ``model.double()`` where numbers must be the same on another machine.
 
     Args:
         model: any module built on softmax attention; used as it is and left as found.

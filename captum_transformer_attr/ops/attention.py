@@ -21,9 +21,12 @@ CHUNK = 2**23  # elements of one block of attention rows that may be in memory a
 
 
 class Attention(Node):
-    """One attention call: ``output = A @ value``. Maps are rebuilt in blocks of query rows, so that memory stays linear in the tokens.
+    """One attention call: ``output = A @ value``.
 
-    ``probabilities`` gives A for some rows, ``(..., rows, keys)``; ``value`` is ``(..., keys, channels)``; leading axes are batch, heads, windows.
+    Maps are rebuilt in blocks of query rows, so that memory stays linear in the tokens.
+
+    ``probabilities`` gives A for some rows, ``(..., rows, keys)``; ``value`` is ``(..., keys, channels)``; leading axes
+    are batch, heads, windows.
     """
 
     label = "attention"
@@ -87,7 +90,10 @@ class ValueProduct(Attention):
 
 
 class FusedAttention(Attention):
-    """``F.scaled_dot_product_attention``: runs fused as the model wants it; the backward passes rebuild the map block by block."""
+    """``F.scaled_dot_product_attention``: runs fused as the model wants it.
+
+    The backward passes rebuild the map block by block.
+    """
 
     label = "attention (fused)"
     query: Tensor
@@ -174,12 +180,13 @@ class Softmax(LocalNode):
 
     def gradient(self, g: Tensor) -> Grads:
         (back,) = super().gradient(g)
-        # A row whose every key is masked is NaN; where the model hides it afterwards (Longformer) nothing arrives, and nothing may leave.
+        # A row whose every key is masked is NaN; where the model hides it afterwards (Longformer) nothing arrives, and
+        # nothing may leave.
         return (back if back is None else torch.where(self.y.isnan() & (g == 0), 0, back),)
 
 
 def softmax_of(recorder: Recorder, input: Tensor, dim: int, dtype: Any = None) -> Tensor:
-    """Record a softmax. What is the same for every entry of a row (a maximum taken off for stability) changes nothing and gets nothing."""
+    """Record a softmax. What all entries of a row share (a maximum taken off) changes nothing and gets nothing."""
     input = unshifted(input, dim)
     node = Softmax()
     node.function = lambda x: x.softmax(dim, dtype=dtype)
@@ -229,7 +236,9 @@ def hides_every_key(mask: Tensor | None) -> bool:
 def mask_of_same_precision(
     recorder: Recorder, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float
 ) -> Tensor:
-    """The mask in the precision of the queries, if the kernel means the same by it: torch 2.15 on CPUs reads a float32 mask wrongly for float64 queries.
+    """The mask in the precision of the queries, if the kernel means the same by it.
+
+    Torch 2.15 on CPUs reads a float32 mask wrongly for float64 queries.
 
     Raises:
         UnsupportedOperationError: if the model's own attention is not the softmax of masked scores.
@@ -238,8 +247,10 @@ def mask_of_same_precision(
     given, exact = (F.scaled_dot_product_attention(q, k, v, attn_mask=m, scale=scale) for m in (mask, mask.to(q.dtype)))
     if not torch.allclose(given, exact, rtol=1e-3, atol=1e-5, equal_nan=True):
         raise UnsupportedOperationError(
-            f"module '{recorder.path}' gives scaled_dot_product_attention a {mask.dtype} mask for {q.dtype} queries, which this torch computes wrongly. "
-            f"Way out: a mask of the queries' dtype, model.float(), or attention that is written out (attn_implementation='eager')."
+            f"module '{recorder.path}' gives scaled_dot_product_attention a {mask.dtype} mask for {q.dtype} queries, "
+            "which this torch computes wrongly. "
+            "Way out: a mask of the queries' dtype, model.float(), or attention that is written out "
+            "(attn_implementation='eager')."
         )
     return mask.to(q.dtype)
 
@@ -273,7 +284,8 @@ def scaled_dot_product_attention(
     operands = (query, key, value)
     live = (query.requires_grad, key.requires_grad, value.requires_grad)
     if live in ((True, False, True), (False, True, True)) and not is_causal and not hides_every_key(attn_mask):
-        # Learned queries (attention pooling): their product with the keys is linear in the keys and gets its rule, as where it is written out.
+        # Learned queries (attention pooling): their product with the keys is linear in the keys and gets its rule, as
+        # where it is written out.
         with recorder:
             scores = query @ key.transpose(-1, -2) * scale
             if attn_mask is not None:

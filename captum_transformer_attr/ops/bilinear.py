@@ -1,4 +1,4 @@
-"""Matrix products of two tensors that both depend on an input: queries times keys, attention times values, any other bilinear form."""
+"""Matrix products of two live tensors: queries times keys, attention times values, any other bilinear form."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def unbroadcast(g: Tensor, shape: torch.Size) -> Tensor:
 class MatMul(Node):
     """``a @ b`` with at least two axes each, both live.
 
-    ``values``: position of the operand that holds the values of linear attention, Q (softmax(K)ᵀ V), beside which Q plays the part that queries
-    play in a softmax; None for scores and other products of equals.
+    ``values``: position of the operand that holds the values of linear attention, Q (softmax(K)ᵀ V), beside which Q
+    plays the part that queries play in a softmax; None for scores and other products of equals.
     """
 
     label = "matrix product"
@@ -113,7 +113,7 @@ def of_features(layout: lay.Layout | None) -> bool:
 def attend(
     recorder: Recorder, node: ValueProduct, probability: Tensor, value: Tensor, layout: lay.Layout | None, weighted: int
 ) -> Tensor:
-    """Attention times values. Attention over channels (XCiT, DaViT) mixes no tokens and does not count as an attention."""
+    """Attention times values. Attention over channels (XCiT, DaViT) mixes no tokens and does not count as one."""
     tag = tag_of(value)
     found = lay.labels(tag.layout) if tag else []
     node.over_channels = bool(found) and lay.FEATURE in found[-2] and bool(found[-1]) and lay.FEATURE not in found[-1]

@@ -36,10 +36,12 @@ class Custom(LocalNode):
 class CustomRule:
     """How relevance and token flow pass an atomic module.
 
-    relevance: ``"identity"`` (the first input gets the output's relevance, shapes permitting), ``"gradient_x_input"``
-    (R_in = x ⊙ ∂(S·y)/∂x with S = R / y: LRP-0 of the linearised module), or a function
-    ``rule(inputs, output, relevance) -> relevance of every input``.
-    flow: the same choices for token flow, where the signal's channel sum is a token's relevance; default ``"identity"``.
+    Attributes:
+        relevance: ``"identity"`` (the first input gets the output's relevance, shapes permitting),
+            ``"gradient_x_input"`` (R_in = x ⊙ ∂(S·y)/∂x with S = R / y: LRP-0 of the linearised module), or a function
+            ``rule(inputs, output, relevance) -> relevance of every input``.
+        flow: the same choices for token flow, where the signal's channel sum is a token's relevance; default
+            ``"identity"``.
     """
 
     def __init__(self, relevance: str | RelevanceRule, flow: str | RelevanceRule) -> None:
@@ -63,7 +65,8 @@ class CustomRule:
             s not in (None, tuple(x.shape)) for s, x in zip(shapes, inputs, strict=True)
         ):
             raise UnsupportedOperationError(
-                f"the rule registered for module '{node.path}' gives relevance of shapes {shapes} for inputs of shapes {[tuple(x.shape) for x in inputs]}. "
+                f"the rule registered for module '{node.path}' gives relevance of shapes {shapes} for inputs of shapes "
+                f"{[tuple(x.shape) for x in inputs]}. "
                 f"Way out: return one tensor (or None) per floating input, of its shape."
             )
         return result
@@ -89,9 +92,10 @@ def register_rule(
 
     Args:
         module: the class; subclasses follow it unless they have a rule of their own. None of its instances is changed.
-        relevance: ``"identity"`` for norms, activations and anything token- and channel-wise that rescales; ``"gradient_x_input"`` for
-            locally linear maps; or ``rule(inputs, output, relevance)`` that returns one relevance per floating input. Keep the total:
-            Σ of what you return = Σ of what arrived, per example. For tables that carry modified gradients the ordinary gradient is used.
+        relevance: ``"identity"`` for norms, activations and anything token- and channel-wise that rescales;
+            ``"gradient_x_input"`` for locally linear maps; or ``rule(inputs, output, relevance)`` that returns one
+            relevance per floating input. Keep the total: Σ of what you return = Σ of what arrived, per example. For
+            tables that carry modified gradients the ordinary gradient is used.
         flow: the same for the token flow of the token-level methods.
 
     Raises:

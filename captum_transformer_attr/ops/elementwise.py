@@ -16,8 +16,9 @@ from captum_transformer_attr.recording.tags import tag_of
 
 BOUNDED = frozenset("sigmoid tanh hardsigmoid hardtanh erf softsign logsigmoid sin cos atan".split())
 UNBOUNDED = frozenset(
-    """relu gelu silu relu6 leaky_relu elu selu celu mish hardswish softplus prelu rrelu threshold hardshrink softshrink tanhshrink
-    log sqrt rsqrt square abs reciprocal pow log1p expm1 clamp clamp_min clamp_max clip exp2 log2 erfc sinh cosh nan_to_num rsqrt sign float_power""".split()
+    """relu gelu silu relu6 leaky_relu elu selu celu mish hardswish softplus prelu rrelu threshold hardshrink
+    softshrink tanhshrink log sqrt rsqrt square abs reciprocal pow log1p expm1 clamp clamp_min clamp_max clip exp2 log2
+    erfc sinh cosh nan_to_num rsqrt sign float_power""".split()
 )
 
 
@@ -47,7 +48,10 @@ class Gelu(Elementwise):
 
 
 class Scale(Node):
-    """``y = c x`` (or ``x / c``) with a constant: LayerScale, 1/√d, a mask, a rotation e^{iθ} of channel pairs. ``factor`` is what x was multiplied by."""
+    """``y = c x`` (or ``x / c``) with a constant.
+
+    LayerScale, 1/√d, a mask, a rotation e^{iθ} of channel pairs. ``factor`` is what x was multiplied by.
+    """
 
     label = "scaling"
 
@@ -60,7 +64,8 @@ class Scale(Node):
         if not self.divide:
             self.factor = self.constant
             return x * self.constant
-        # The divisor may be a count of integers: its reciprocal needs the precision of x; torch divides by a plain zero as well.
+        # The divisor may be a count of integers: its reciprocal needs the precision of x; torch divides by a plain zero
+        # as well.
         divisor = (
             self.constant
             if isinstance(self.constant, Tensor)

@@ -1,7 +1,9 @@
-"""Embedding of token ids: integers cannot carry a signal, so every explained id tensor is shadowed by a float handle of the same shape.
+"""Embedding of token ids.
 
-The embedding reads ids and handle together, and what reaches the handle on the way back is the relevance of the ids. How handles follow the ids from
-the input to the embedding: ``token_ids``.
+Integers cannot carry a signal, so every explained id tensor is shadowed by a float handle of the same shape.
+
+The embedding reads ids and handle together, and what reaches the handle on the way back is the relevance of the ids.
+How handles follow the ids from the input to the embedding: ``token_ids``.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from captum_transformer_attr.recording.tags import tag_of
 
 
 class Embedding(Node):
-    """``F.embedding`` of explained ids: the handle ``(…)`` gets the channel sums of what reaches the embedding ``(…, channels)``."""
+    """``F.embedding`` of explained ids: the handle ``(…)`` gets the channel sums of what arrives ``(…, channels)``."""
 
     label = "embedding"
     y: Tensor
@@ -47,7 +49,8 @@ def embedding(
     if input.numel() and not 0 <= int(input.min()) <= int(input.max()) < weight.shape[0]:
         worst = int(input.max()) if int(input.max()) >= weight.shape[0] else int(input.min())
         raise InputError(
-            f"inputs: token id {worst} is not in the vocabulary of module '{recorder.path}' (0 to {weight.shape[0] - 1})"
+            f"inputs: token id {worst} is not in the vocabulary of module '{recorder.path}' (0 to "
+            f"{weight.shape[0] - 1})"
         )
     tag = tag_of(handle)
     layout = None

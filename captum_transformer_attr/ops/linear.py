@@ -16,7 +16,10 @@ from captum_transformer_attr.recording.tags import Tag, tag_of
 
 
 class LinearMap(Node):
-    """``y = map(x, weight) + bias``, linear in ``x`` and in ``weight``. Rules need no more than ``map`` and ``pullback``."""
+    """``y = map(x, weight) + bias``, linear in ``x`` and in ``weight``.
+
+    Rules need no more than ``map`` and ``pullback``.
+    """
 
     x: Tensor
     y: Tensor
@@ -185,7 +188,8 @@ def linear(recorder: Recorder, input: Tensor, weight: Tensor, bias: Tensor | Non
     tag = tag_of(input)
     if tag is not None and tag.layout is not None:
         *others, last = lay.labels(tag.layout)
-        # Over the pixels inside a patch, while the patches are another part of the same axis, it is a convolution (a cosine transform of blocks).
+        # Over the pixels inside a patch, while the patches are another part of the same axis, it is a convolution (a
+        # cosine transform of blocks).
         inside = tag.attention == 0 and last <= set().union(*others)
         node.mixes_tokens = (
             bool(last) and lay.FEATURE not in last and any(lay.FEATURE in f for f in others) and not inside
@@ -348,7 +352,8 @@ def reduction(name: str) -> Any:
                 return contraction
         layout_before = tag.layout if tag else None
         layout = lay.without(layout_before, dims, keepdim)
-        # Over channels it may belong to a normalisation written by hand. A mean that keeps its axes is a function of what it is taken of.
+        # Over channels it may belong to a normalisation written by hand. A mean that keeps its axes is a function of
+        # what it is taken of.
         channels = lay.feature_axes(layout_before) or (input.ndim - 1,)
         statistic = keepdim or set(dims) <= set(channels)
         root = tag.origin if tag and name == "mean" and keepdim else -1

@@ -19,7 +19,8 @@ from captum_transformer_attr.recording.tags import tag_of
 class Norm(Node):
     """``y = (x − mean) / deviation · scale + shift``.
 
-    ``centre`` says whether the mean is subtracted; with frozen statistics the map is linear in ``x``: ``frozen_gradient`` is its transpose.
+    ``centre`` says whether the mean is subtracted; with frozen statistics the map is linear in ``x``:
+    ``frozen_gradient`` is its transpose.
     """
 
     label = "normalisation"
@@ -153,7 +154,9 @@ class Centring(Node):
 
 
 class Statistic(LocalNode):
-    """A norm, variance or standard deviation of ``x``. What it scales sends it nothing; where a signal arrives, it is content (statistics pooling).
+    """A norm, variance or standard deviation of ``x``.
+
+    What it scales sends it nothing; where a signal arrives, it is content (statistics pooling).
 
     It is homogeneous: Σ x ∂y/∂x = degree · y (Euler). dims: the axes it was taken over.
     """

@@ -1,4 +1,4 @@
-"""Elementwise products and quotients of two live tensors: gates, gated linear units, normalisations and activations written by hand."""
+"""Elementwise products and quotients of two live tensors: gates, normalisations and activations written by hand."""
 
 from __future__ import annotations
 
@@ -21,11 +21,14 @@ ACTIVATION, NORMALISATION, GATED, BILINEAR = "activation", "normalisation", "gat
 
 
 class Product(Node):
-    """``a * b`` (or ``a / b``), both live. ``kind`` and ``signal`` say what it means; the rules say what follows from it.
+    """``a * b`` (or ``a / b``), both live.
 
-    ``activation``: both are elementwise functions of one tensor (x · sigmoid(x)). ``normalisation``: the other operand is a norm or standard
-    deviation of the signal. ``gate``: the other operand is an activation, a softmax weight or constant over tokens or channels.
-    ``product``: two equals. ``signal`` is the position of the operand that carries the content, None for two equals.
+    ``kind`` and ``signal`` say what it means; the rules say what follows from it.
+
+    ``activation``: both are elementwise functions of one tensor (x · sigmoid(x)). ``normalisation``: the other operand
+    is a norm or standard deviation of the signal. ``gate``: the other operand is an activation, a softmax weight or
+    constant over tokens or channels. ``product``: two equals. ``signal`` is the position of the operand that carries
+    the content, None for two equals.
     """
 
     label = "product"
@@ -122,7 +125,9 @@ def product(recorder: Recorder, a: Tensor, b: Tensor, divide: bool = False) -> T
 
 
 def summed_product(recorder: Recorder, summed: Tensor, dims: tuple[int, ...], keepdim: bool) -> Tensor | None:
-    """The sum over ``dims`` of a product as a matrix product, if it is one: each factor has an axis that the other one lacks, or a softmax over
+    """The sum over ``dims`` of a product as a matrix product, if it is one.
+
+    Each factor has an axis that the other one lacks, or a softmax over
     tokens weighs them for every channel alike (attention pooling). None otherwise."""
     node = node_of(summed)
     if not isinstance(node, Product) or not node.factors:

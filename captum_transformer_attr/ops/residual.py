@@ -22,10 +22,14 @@ from captum_transformer_attr.recording.tags import Tag, tag_of
 class Sum(Node):
     """``a + b``, both live.
 
-    trunk: 0 or 1, the operand the other one was computed from (a residual's trunk), or the only one without an attention of its own; None for siblings.
-    attends: whether each operand went through an attention that the trunk (among siblings: the other one) did not; ``attentions`` is the bit set of
-    all attention calls so far. some_rows: whether an operand holds only some rows of the tensor that it was taken from.
-    fork: origin of the values that ``branch``, an attention branch with a residual of its own, brings here a second time; None if there is none.
+    Attributes:
+        trunk: 0 or 1, the operand the other one was computed from (a residual's trunk), or the only one without an
+            attention of its own; None for siblings.
+        attends: whether each operand went through an attention that the trunk (among siblings: the other one) did not;
+            ``attentions`` is the bit set of all attention calls so far.
+        some_rows: whether an operand holds only some rows of the tensor that it was taken from.
+        fork: origin of the values that ``branch``, an attention branch with a residual of its own, brings here a second
+            time; None if there is none.
     """
 
     label = "residual sum"
@@ -64,7 +68,7 @@ class Sum(Node):
         return unbroadcast(g, self.a.shape), unbroadcast(g, self.b.shape)
 
     def is_branch_of(self, trunk: Tag) -> None:
-        """This sum is itself a branch beside ``trunk`` (attention plus MLP, both added to it): neither operand is a trunk."""
+        """This sum is itself a branch beside ``trunk`` (attention plus MLP): neither operand is a trunk."""
         self.trunk = None
         self.fork = None
         first, second = (bool(t.ancestors & ~trunk.ancestors & self.attentions) for t in self.tags)
@@ -112,7 +116,10 @@ def further_branch(a: Tag, b: Tag) -> int | None:
 
 
 class ConstantSum(Node):
-    """``x + c`` with a constant: a positional embedding, a bias, a mask. ``ignored``: the constant is a bias or a mask, not a summand of its own."""
+    """``x + c`` with a constant: a positional embedding, a bias, a mask.
+
+    ``ignored``: the constant is a bias or a mask, not a summand of its own.
+    """
 
     label = "sum with a constant"
     x: Tensor
@@ -129,7 +136,9 @@ class ConstantSum(Node):
 
 
 def is_bias(constant: Tensor, shape: torch.Size, layout: lay.Layout | None) -> bool:
-    """A scalar, a vector, or anything that is the same for all of several tokens. What is added to a single token (a class token) is a summand.
+    """A scalar, a vector, or anything that is the same for all of several tokens.
+
+    What is added to a single token (a class token) is a summand.
 
     Decided without the batch axis, so that an example alone is treated as it is in a batch.
     """

@@ -1,7 +1,8 @@
-"""Sums at given positions: ``index_add``, ``scatter_add``, ``index_put`` with accumulation, ``fold``. Mixtures of experts gather their outputs so.
+"""Sums at given positions: ``index_add``, ``scatter_add``, ``index_put`` with accumulation, ``fold``.
 
-A contribution is placed (and contributions to one place are added up) by a fixed linear map, then added to what is there already. An expert is what
-the router's gate multiplies, so its output is content: it keeps the share of the sum that it contributes, gate included.
+Mixtures of experts gather their outputs so. A contribution is placed (and contributions to one place are added up) by
+a fixed linear map, then added to what is there already. An expert is what the router's gate multiplies, so its output
+is content: it keeps the share of the sum that it contributes, gate included.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from captum_transformer_attr.recording.tags import Tag, tag_of
 
 
 class Accumulation(Sum):
-    """``a + b`` where ``a`` collects contributions to one sum and ``b`` is the next of them: siblings, whatever they came from."""
+    """``a + b``: ``a`` collects contributions to one sum, ``b`` is the next of them; siblings whatever their origin."""
 
     label = "sum of contributions"
 
@@ -31,7 +32,10 @@ class Accumulation(Sum):
 
 
 def contribute(recorder: Recorder, input: Tensor, source: Tensor, place: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """``input`` plus the contributions ``source``; ``place(zeros, source)`` puts them into zeros of ``input``'s shape."""
+    """``input`` plus the contributions ``source``.
+
+    ``place(zeros, source)`` puts them into zeros of ``input``'s shape.
+    """
     if not source.requires_grad:
         zeros = torch.zeros_like(input, requires_grad=False)
         return add(recorder, input, place(zeros, source))  # type: ignore[no-any-return]

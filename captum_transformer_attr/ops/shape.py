@@ -1,4 +1,7 @@
-"""Operations that only move values. torch's own backward is right for every signal; here is what they do to the layout, and which they are."""
+"""Operations that only move values: which they are, and what they do to the layout.
+
+torch's own backward is right for every signal.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +19,14 @@ from captum_transformer_attr.recording.tags import tag_of
 
 # Autograd nodes (without their number) whose backward moves values, sums them at forks, or picks a winner.
 VIEW_LIKE = frozenset(
-    """View UnsafeView Reshape ReshapeAlias Transpose Permute T Squeeze Unsqueeze Expand Slice Select Split SplitWithSizes Unbind Narrow Clone ToCopy
-    Alias AsStrided Index IndexSelect Gather Cat Stack Roll Flip Repeat RepeatInterleave Chunk Contiguous Unfold UnfoldBackward Im2Col Diagonal
-    MaskedFill MaskedSelect MaskedScatter Where IndexPut IndexPutImpl IndexCopy Scatter ConstantPadNd ReflectionPad1D
-    ReflectionPad2D ReplicationPad1D ReplicationPad2D MaxPool2DWithIndices MaxPool1D MaxPool3DWithIndices AdaptiveMaxPool2D Max Min Amax Amin Maximum Minimum
-    Topk Sort CopySlices Copy AccumulateGrad SwapAxes Movedim PixelShuffle PixelUnshuffle Detach SelectScatter SliceScatter Tril Triu
-    UnsafeSplit UnsafeSplitWithSizes Take Fill ChannelShuffle ExpandCopy ViewCopy Kthvalue Msort PadSequence Rot90 Flatten ViewAsComplex ViewAsReal""".split()
+    """View UnsafeView Reshape ReshapeAlias Transpose Permute T Squeeze Unsqueeze Expand Slice Select Split
+    SplitWithSizes Unbind Narrow Clone ToCopy Alias AsStrided Index IndexSelect Gather Cat Stack Roll Flip Repeat
+    RepeatInterleave Chunk Contiguous Unfold UnfoldBackward Im2Col Diagonal MaskedFill MaskedSelect MaskedScatter Where
+    IndexPut IndexPutImpl IndexCopy Scatter ConstantPadNd ReflectionPad1D ReflectionPad2D ReplicationPad1D
+    ReplicationPad2D MaxPool2DWithIndices MaxPool1D MaxPool3DWithIndices AdaptiveMaxPool2D Max Min Amax Amin Maximum
+    Minimum Topk Sort CopySlices Copy AccumulateGrad SwapAxes Movedim PixelShuffle PixelUnshuffle Detach SelectScatter
+    SliceScatter Tril Triu UnsafeSplit UnsafeSplitWithSizes Take Fill ChannelShuffle ExpandCopy ViewCopy Kthvalue Msort
+    PadSequence Rot90 Flatten ViewAsComplex ViewAsReal""".split()
 )
 
 
@@ -118,15 +123,21 @@ def unfolded(out: Tensor, x: Tensor, *_: Any, **__: Any) -> lay.Layout | None:
     return lay.fallback(layout_of(x), out.shape)
 
 
-@infers("pixel_shuffle", "pixel_unshuffle", "repeat", "tile", "masked_select", "gather", "index_select", "roll", "flip",
-        "pad", "chunk", "split", "split_with_sizes", "tensor_split", "narrow", "contiguous", "clone", "to", "float", "half", "double", "bfloat16",
-        "type_as", "type", "masked_fill", "__setitem__", "cuda", "cpu", "dropout", "max_pool2d", "max_pool1d", "take_along_dim", "masked_scatter", "copy_")  # fmt: skip
+SAME_AXES = """pixel_shuffle pixel_unshuffle repeat tile masked_select gather index_select roll flip pad chunk split
+    split_with_sizes tensor_split narrow contiguous clone to float half double bfloat16 type_as type masked_fill
+    __setitem__ cuda cpu dropout max_pool2d max_pool1d take_along_dim masked_scatter copy_""".split()
+
+
+@infers(*SAME_AXES)
 def same_axes(out: Tensor, x: Any, *_: Any, **__: Any) -> lay.Layout | None:
     return lay.resized(layout_of(x), out.shape) if isinstance(x, Tensor) else None
 
 
 class Join(LocalNode):
-    """Live and constant values brought together (``cat``, ``stack``, ``where``, padding). What does not return to a live input arrived at the constants."""
+    """Live and constant values brought together (``cat``, ``stack``, ``where``, padding).
+
+    What does not return to a live input arrived at the constants.
+    """
 
     label = "joining with constants"
     mark: Callable[..., Tensor]

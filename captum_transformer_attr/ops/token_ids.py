@@ -1,8 +1,11 @@
-"""What the model does with token ids before it embeds them: the float handles follow, or the use is marked and refused where it would matter.
+"""What the model does with token ids before it embeds them.
 
-Ids that are moved (a decoder's shifted input, padding, joining) take their handle along; so do ids that are computed elementwise from ids (hash
-buckets, offsets), because position and token stay the same. A table indexed by ids is an embedding. Comparisons make masks, which say nothing of their
-own. Every other function of ids leaves the graph: its floats are marked as cut, its integers as not to be embedded.
+The float handles follow, or the use is marked and refused where it would matter.
+
+Ids that are moved (a decoder's shifted input, padding, joining) take their handle along; so do ids that are computed
+elementwise from ids (hash buckets, offsets), because position and token stay the same. A table indexed by ids is an
+embedding. Comparisons make masks, which say nothing of their own. Every other function of ids leaves the graph: its
+floats are marked as cut, its integers as not to be embedded.
 """
 
 from __future__ import annotations
@@ -16,15 +19,17 @@ from captum_transformer_attr.recording.leaving import CUT, UNKNOWN
 from captum_transformer_attr.recording.recorder import HANDLE, HANDLERS, Recorder, base_name, undispatched, writes
 
 MOVES = frozenset(
-    """view reshape flatten unflatten contiguous clone permute transpose t T mT squeeze unsqueeze expand expand_as repeat repeat_interleave
-    __getitem__ narrow select chunk split unbind cat concat concatenate stack roll flip index_select gather pad masked_fill where view_as
-    reshape_as detach data __setitem__ masked_fill_ fill_ copy_ take_along_dim movedim swapaxes split_with_sizes tensor_split""".split()
+    """view reshape flatten unflatten contiguous clone permute transpose t T mT squeeze unsqueeze expand expand_as
+    repeat repeat_interleave __getitem__ narrow select chunk split unbind cat concat concatenate stack roll flip
+    index_select gather pad masked_fill where view_as reshape_as detach data __setitem__ masked_fill_ fill_ copy_
+    take_along_dim movedim swapaxes split_with_sizes tensor_split""".split()
 )
 ONE_HOT = "_captum_transformer_attr_one_hot"  # the ids behind one-hot integers
 ONE_HOT_CASTS = frozenset("to float double half bfloat16 type type_as".split())
 CASTS = frozenset("to long int short type type_as cuda cpu".split())
 COMPUTES = frozenset(
-    "add sub rsub mul remainder mod fmod floordiv floor_divide div abs neg clamp clip clamp_min clamp_max bitwise_and and bitwise_or or bitwise_xor xor".split()
+    """add sub rsub mul remainder mod fmod floordiv floor_divide div abs neg clamp clip clamp_min clamp_max bitwise_and
+    and bitwise_or or bitwise_xor xor""".split()
 )
 
 
@@ -73,7 +78,10 @@ def as_embedding(recorder: Recorder, one_hot: Tensor, floats: Tensor) -> Tensor:
 
 
 def combined(recorder: Recorder, values: tuple[Any, ...], shape: torch.Size) -> Tensor:
-    """Handle of ids computed elementwise from ids; from two sorts of ids (word and type) each gets the relevance in full."""
+    """Handle of ids computed elementwise from ids.
+
+    From two sorts of ids (word and type) each gets the relevance in full.
+    """
     handles: list[Tensor] = [getattr(v, HANDLE) for v in values if hasattr(v, HANDLE)]
     with recorder:
         result = handles[0].expand(shape)
@@ -83,7 +91,10 @@ def combined(recorder: Recorder, values: tuple[Any, ...], shape: torch.Size) -> 
 
 
 def table_lookup(recorder: Recorder, name: str, args: Any) -> Tensor | None:
-    """``table[ids]`` and ``table.index_select(0, ids)`` of a constant: an embedding if the table holds floats, other ids if it holds integers."""
+    """``table[ids]`` and ``table.index_select(0, ids)`` of a constant.
+
+    An embedding if the table holds floats, other ids if it holds integers.
+    """
     if name == "__getitem__":
         index, whole = args[1], True
     elif name == "index_select":

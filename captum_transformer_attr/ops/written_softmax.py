@@ -1,7 +1,7 @@
 """A softmax that the model writes out, exponentials divided by their sum, is recorded as what it is.
 
-Local rules of exp, sum and quotient would be right as well, but another explanation than that of the same model with ``softmax``: its attention would
-not be found, and no table would freeze it.
+Local rules of exp, sum and quotient would be right as well, but another explanation than that of the same model with
+``softmax``: its attention would not be found, and no table would freeze it.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def exponential(recorder: Recorder, input: Tensor) -> Any:
 def written_softmax(recorder: Recorder, numerator: Tensor, total: Tensor, divide: bool) -> Tensor | None:
     """Exponentials divided by their total (or times its reciprocal) as a softmax of the exponents; None if it is none.
 
-    A constant added to the total (a sink, a guard against 0) stays part of it. Zeros by which exponentials were multiplied are a mask. Exponentials
-    may have been multiplied by the values before they are divided.
+    A constant added to the total (a sink, a guard against 0) stays part of it. Zeros by which exponentials were
+    multiplied are a mask. Exponentials may have been multiplied by the values before they are divided.
     """
     product = node_of(numerator)
     if isinstance(product, MatMul) and product.factors:

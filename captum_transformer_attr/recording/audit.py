@@ -1,7 +1,7 @@
 """Walks the autograd graph from the selected output and refuses whatever has no rule.
 
-The walk knows nothing of the interception, so it also finds what interception cannot see: a custom C++ operation, an ``autograd.Function`` of the
-model, a checkpointed or compiled part.
+The walk knows nothing of the interception, so it also finds what interception cannot see: a custom C++ operation, an
+``autograd.Function`` of the model, a checkpointed or compiled part.
 """
 
 from __future__ import annotations

@@ -23,16 +23,20 @@ NOT_EXPLAINED = re.compile(
     r"mask|position_ids|token_type_ids|type_ids|label|grid_thw|cache|past_key|return_|noise|image_sizes|spatial_shapes|pixel_shuffle|num_"
     r"|^bbox$"
 )
-# An entry that gives the grids of patches which stand one after the other, those of all examples in one list without a batch axis.
+# An entry with the grids of patches that stand in one list without a batch axis, the examples one after the other.
 GRIDS = re.compile("grid_thw")
 
 
 @dataclass
 class Inputs:
-    """The arguments of one call: ``kind`` is ``"tensor"``, ``"tuple"`` or ``"mapping"``; ``values`` has one entry per argument.
+    """The arguments of one call: ``kind`` is ``"tensor"``, ``"tuple"`` or ``"mapping"``.
 
-    packed: some entry has no batch axis; then every example is recorded alone, and every result has one more axis in front, over the examples.
-    windows: of such an example, where in every explained entry it lies (first row, row behind the last one).
+    ``values`` has one entry per argument.
+
+    Attributes:
+        packed: some entry has no batch axis; then every example is recorded alone, and every result has one more axis
+            in front, over the examples.
+        windows: of such an example, where in every explained entry it lies (first row, row behind the last one).
     """
 
     kind: str
@@ -53,7 +57,7 @@ class Inputs:
         return int(self.values[names[0]].shape[0])
 
     def signature(self) -> tuple[Any, ...]:
-        """What the operations that a forward runs can depend on: shapes and dtypes of tensors, and the other arguments."""
+        """What the operations of a forward can depend on: shapes and dtypes of tensors, and the other arguments."""
         values = (*self.values.items(), *enumerate(self.extra))
         return tuple((n, v.shape, v.dtype) if isinstance(v, Tensor) else (n, str(v)[:80]) for n, v in values)
 
@@ -100,7 +104,8 @@ class Inputs:
             if ends[-1] == total:
                 return ([0, *ends][i], ends[i])
         raise InputError(
-            f"inputs: '{name}' has {total} rows for {self.batch} examples, and no entry gives one grid of them per example; explain one example at a time"
+            f"inputs: '{name}' has {total} rows for {self.batch} examples, and no entry gives one grid of them per "
+            "example; explain one example at a time"
         )
 
     @property
@@ -137,7 +142,7 @@ class Inputs:
 
 
 def private(value: Any) -> Any:
-    """A copy of an argument that the model may write into (a mask, a key-value cache): the user's own stays as it is."""
+    """A copy of an argument that the model may write into (a mask, a cache): the user's own stays as it is."""
     if isinstance(value, Tensor):
         return value.detach().clone()
     if (
@@ -156,7 +161,8 @@ def parse(inputs: Any, additional_forward_args: Any = None) -> Inputs:
     """Check and sort the arguments of ``attribute``.
 
     Raises:
-        InputError: for anything but a tensor, a tuple of tensors or a mapping with at least one tensor to explain; empty batches; NaN.
+        InputError: for anything but a tensor, a tuple of tensors or a mapping with at least one tensor to explain;
+            empty batches; NaN.
     """
     extra = additional_forward_args
     extra = () if extra is None else extra if isinstance(extra, tuple) else (extra,)
@@ -179,7 +185,8 @@ def parse(inputs: Any, additional_forward_args: Any = None) -> Inputs:
             for n, v in values.items():
                 if isinstance(v, (list, np.ndarray)) and not NOT_EXPLAINED.search(n):
                     raise InputError(
-                        f"inputs: '{n}' is a {type(v).__name__}, not a Tensor; use torch.as_tensor, or return_tensors='pt' of a tokenizer"
+                        f"inputs: '{n}' is a {type(v).__name__}, not a Tensor; use torch.as_tensor, or "
+                        "return_tensors='pt' of a tokenizer"
                     )
             raise InputError(
                 f"inputs: no entry to explain among {', '.join(values)} (masks and positions are passed on only)"
@@ -189,8 +196,8 @@ def parse(inputs: Any, additional_forward_args: Any = None) -> Inputs:
         parsed = Inputs("mapping", values, explained, extra, packed=packed)
     else:
         raise InputError(
-            f"inputs: expected a Tensor, a tuple of Tensors or a mapping of keyword arguments, got {type(inputs).__name__}"
-            + ("; use torch.as_tensor" if isinstance(inputs, np.ndarray) else "")
+            "inputs: expected a Tensor, a tuple of Tensors or a mapping of keyword arguments, got "
+            f"{type(inputs).__name__}" + ("; use torch.as_tensor" if isinstance(inputs, np.ndarray) else "")
         )
     for name in parsed.explained:
         value = parsed.values[name]
@@ -202,7 +209,8 @@ def parse(inputs: Any, additional_forward_args: Any = None) -> Inputs:
             raise InputError(f"inputs: {label(parsed, name)} holds no example (shape {tuple(value.shape)})")
         if value.shape[0] != parsed.batch and not (parsed.packed and value.is_floating_point()):
             raise InputError(
-                f"inputs: {label(parsed, name)} has {value.shape[0]} examples, {label(parsed, parsed.explained[0])} has {parsed.batch}; "
+                f"inputs: {label(parsed, name)} has {value.shape[0]} examples, "
+                f"{label(parsed, parsed.explained[0])} has {parsed.batch}; "
                 "repeat the shorter one (an image for each of its texts), so that both have one entry per example"
             )
         if value.dtype == torch.bool or value.is_complex():
@@ -236,7 +244,10 @@ def refuse_empty_masks(inputs: Inputs) -> None:
 
 
 def attach(inputs: Inputs, dtype: torch.dtype, promote: bool) -> dict[str, Any]:
-    """Copies of the values that the recording can follow; ``inputs.leaves`` gets the tensors whose signals are the result."""
+    """Copies of the values that the recording can follow.
+
+    ``inputs.leaves`` gets the tensors whose signals are the result.
+    """
     values = {name: value if name in inputs.explained else private(value) for name, value in inputs.values.items()}
     for position, name in enumerate(inputs.explained):
         value = inputs.values[name]

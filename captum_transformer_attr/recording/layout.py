@@ -1,9 +1,10 @@
-"""Which axis of a tensor is the batch, which are features, which are tokens: a small algebra over reshapes and permutations.
+"""Which axis of a tensor is the batch, which are features, which are tokens, through reshapes and permutations.
 
-Per-example sums (the residual rule, bias accounting) need to know where the examples of a batch are, also inside Swin windows
-``(B * windows, n, C)`` and sequence-first models ``(N, B, C)``. Each axis of a tensor is a tuple of factors ``(label, size)``, outermost
-first: the axis ``B * windows`` is ``((BATCH, B), (axis, windows))``. A layout that cannot be followed is ``None``; whoever needs it then explains
-the examples one by one, so a lost layout costs time and never correctness.
+Per-example sums (the residual rule, bias accounting) need to know where the examples of a batch are, also inside Swin
+windows ``(B * windows, n, C)`` and sequence-first models ``(N, B, C)``. Each axis of a tensor is a tuple of factors
+``(label, size)``, outermost first: the axis ``B * windows`` is ``((BATCH, B), (axis, windows))``. A layout that cannot
+be followed is ``None``; whoever needs it then explains the examples one by one, so a lost layout costs time and never
+correctness.
 """
 
 from __future__ import annotations
@@ -180,7 +181,7 @@ def indexed(layout: Layout | None, index: object, before: Tensor, after: Tensor)
 
 
 def sample_shape(layout: Layout | None, shape: Sequence[int], batch: int) -> tuple[int, int, int] | None:
-    """``(outer, batch, inner)`` such that ``x.reshape(...)`` separates the examples; None if they cannot be separated."""
+    """``(outer, batch, inner)`` such that ``x.reshape(...)`` separates the examples; None if nothing can."""
     total = math.prod(shape)
     if batch == 1:
         return (1, 1, total)
@@ -232,8 +233,9 @@ def shape(layout: Layout) -> tuple[int, ...]:
 
 
 def aligned(values: Tensor, source: Layout, target: Layout) -> Tensor | None:
-    """Per-token values with axes ``source`` (averaged over its feature factors, and over mixed ones such as repeated heads that ``target`` lacks),
-    shaped to broadcast against a tensor with axes ``target``.
+    """Per-token values with axes ``source``, shaped to broadcast against a tensor with axes ``target``.
+
+    They are means over the feature factors of ``source`` and over mixed ones that ``target`` lacks (repeated heads).
 
     None if the two do not hold the same tokens in a way that can be followed.
     """
@@ -250,7 +252,7 @@ def aligned(values: Tensor, source: Layout, target: Layout) -> Tensor | None:
     if len(set(flat)) != len(flat) or sorted(flat) != sorted(have):
         return None
     values = values.permute([have.index(factor) for factor in flat])
-    # Features have size 1, except on an axis that they share with tokens (heads beside the batch): there each gets the value.
+    # Features have size 1, except on an axis that they share with tokens (heads beside the batch): each gets the value.
     alone = [1 if label == FEATURE else size for factors in target for label, size in factors]
     whole = [
         size if label != FEATURE or any(other != FEATURE for other, _ in factors) else 1

@@ -1,9 +1,10 @@
 """Ways out of the graph, and what is done about each: a path that no signal can follow must not go unnoticed.
 
-``detach``, ``.data`` and ``no_grad`` parts give values that look constant: they are marked (``CUT``), and using them together with values that depend on
-an input is refused by name. So is handing values to Python or NumPy (``item``, ``numpy``), where no mark could follow them, and writing into a tensor
-behind autograd's back. A tensor that came back from where the recorder does not see (a scripted function, an ``autograd.Function``) gets its provenance
-from autograd's own graph; the audit judges what happened in between.
+``detach``, ``.data`` and ``no_grad`` parts give values that look constant: they are marked (``CUT``), and using them
+together with values that depend on an input is refused by name. So is handing values to Python or NumPy (``item``,
+``numpy``), where no mark could follow them, and writing into a tensor behind autograd's back. A tensor that came back
+from where the recorder does not see (a scripted function, an ``autograd.Function``) gets its provenance from autograd's
+own graph; the audit judges what happened in between.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 
 CUT = "_captum_transformer_attr_cut"  # path of the module that took this tensor out of the graph
 PEAK = "_captum_transformer_attr_peak"  # the live maximum that this detached one was
-UNKNOWN = "_captum_transformer_attr_unknown"  # the same for integers that were computed from token ids in a way that no handle follows
+# The same for integers that were computed from token ids in a way that no handle follows.
+UNKNOWN = "_captum_transformer_attr_unknown"
 EXPORTS = frozenset(
     "item tolist numpy __array__ __float__ __int__ __index__ __complex__ __dlpack__ __deepcopy__ __reduce_ex__".split()
 )
@@ -47,7 +49,8 @@ def leave(recorder: Recorder, func: Any, name: str, args: Any, kwargs: Any, writ
     """
     if (writes or is_data_write(func, name)) and args[0].requires_grad:
         raise UnsupportedOperationError(
-            f"{place(recorder.path)} writes into a value behind autograd's back ('{name}' under no_grad or through .data): "
+            f"{place(recorder.path)} writes into a value behind autograd's back ('{name}' under no_grad or through "
+            ".data): "
             f"what depends on it would be explained wrongly. {WAY_OUT}"
         )
     result = func(*args, **kwargs)
@@ -71,7 +74,10 @@ def made_by(tensor: Tensor) -> str:
 
 
 def attached(value: Any) -> Any:
-    """The live maximum in the place of a detached one that is taken off for the stability of a softmax: the value is the same, and all is visible."""
+    """The live maximum in the place of a detached one that is taken off for the stability of a softmax.
+
+    The value is the same, and all is visible.
+    """
     return getattr(value, PEAK, value)
 
 
@@ -96,7 +102,7 @@ INTEGERS = frozenset("long int short char byte to type type_as".split())
 
 
 def mark_dropped(recorder: Recorder, name: str, result: Any) -> None:
-    """A float that an operation made of live values without a gradient has left the graph as well, and so has a value cast to an integer.
+    """A float made of live values without a gradient has left the graph as well, and so has a value cast to an integer.
 
     Positions (of a maximum, of a sorted order) and comparisons are no values: they choose, like a condition in Python.
     """
@@ -130,7 +136,8 @@ def refuse_export(recorder: Recorder, name: str, operands: list[Tensor]) -> None
     """
     if any(t.is_floating_point() and (t.requires_grad or hasattr(t, CUT)) for t in operands[:1]):
         raise UnsupportedOperationError(
-            f"{place(recorder.path)} hands a value that depends on the input to Python or NumPy ('{name}'), where it cannot be followed. {WAY_OUT}"
+            f"{place(recorder.path)} hands a value that depends on the input to Python or NumPy ('{name}'), where it "
+            f"cannot be followed. {WAY_OUT}"
         )
 
 
@@ -145,7 +152,8 @@ def refuse_cut(recorder: Recorder, name: str, operands: list[Tensor]) -> None:
             path = getattr(t, UNKNOWN, None)
         if path is not None and not t.requires_grad:
             raise UnsupportedOperationError(
-                f"{place(path)} takes a value out of the graph (detach, .data, no_grad, or an operation without a gradient) and "
+                f"{place(path)} takes a value out of the graph (detach, .data, no_grad, or an operation without a "
+                "gradient) and "
                 f"{place(recorder.path)} uses it again: part of the model would be invisible. {WAY_OUT}"
             )
 
@@ -165,17 +173,17 @@ def refuse_alias(recorder: Recorder, name: str, target: Tensor) -> None:
 def refuse_nested(recorder: Recorder, tensor: Tensor) -> None:
     """
     Raises:
-        UnsupportedOperationError: for examples of different lengths in one tensor, which has no axes that could be followed.
+        UnsupportedOperationError: for examples of different lengths in one tensor, whose axes cannot be followed.
     """
     if tensor.is_nested:
         raise UnsupportedOperationError(
-            f"{place(recorder.path)} computes with nested tensors, whose tokens cannot be followed. Way out: padded tensors and a mask, or examples one by "
-            f"one without nesting."
+            f"{place(recorder.path)} computes with nested tensors, whose tokens cannot be followed. "
+            f"Way out: padded tensors and a mask, or examples one by one without nesting."
         )
 
 
 def recover(recorder: Recorder, tensor: Tensor) -> None:
-    """Tag a live tensor that came from where the recorder does not see, by the recorded operations that autograd's graph leads to."""
+    """Tag a live tensor from where the recorder does not see, by the recorded operations autograd's graph leads to."""
     found: dict[int, Tag] = {}
     stack, seen = [tensor.grad_fn], set()
     while stack:
@@ -190,8 +198,10 @@ def recover(recorder: Recorder, tensor: Tensor) -> None:
             stack += [f for f, _ in fn.next_functions]
     if not found:
         raise UnsupportedOperationError(
-            f"{place(recorder.path)} uses a tensor with a gradient graph of its own, which was not made in this forward: an operation that the recorder "
-            f"cannot see, or a tensor from outside. Way out: detach buffers and cached tensors before attributing, or register_rule for the module around it."
+            f"{place(recorder.path)} uses a tensor with a gradient graph of its own, which was not made in this "
+            "forward: an operation that the recorder "
+            "cannot see, or a tensor from outside. Way out: detach buffers and cached tensors before attributing, or "
+            "register_rule for the module around it."
         )
     setattr(tensor, tags.ATTRIBUTE, recorder.merged(list(found.values())))
 

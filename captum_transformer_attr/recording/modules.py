@@ -1,4 +1,4 @@
-"""The model during a recording: evaluation mode, frozen parameters, the path of the running module, atomic modules. All undone afterwards."""
+"""The model during a recording: evaluation mode, frozen parameters, module paths, atomic modules. All undone after."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NOTHING: dict[str, Any] = {}
 
 
 def modules_of(function: Any) -> list[nn.Module]:
-    """The modules behind a forward function: itself, or what a bound method, closure or function of global names refers to."""
+    """The modules behind a forward function: itself, or what a bound method, closure or global name refers to."""
     if isinstance(function, nn.Module):
         return [function]
     owner = getattr(function, "__self__", None)
@@ -37,7 +37,10 @@ def modules_of(function: Any) -> list[nn.Module]:
 class Modules:
     """The modules behind a forward function, found in one walk: a recording asks for them many times.
 
-    roots: see ``modules_of``. named: module paths and modules below every root. tensors: parameters and buffers.
+    Attributes:
+        roots: see ``modules_of``.
+        named: module paths and modules below every root.
+        tensors: parameters and buffers.
     """
 
     def __init__(self, function: Any) -> None:
@@ -76,8 +79,9 @@ def as_evaluated(modules: Modules) -> Iterator[Callable[[], None]]:
 
     Yields what puts the modules' attributes back, so that a second forward starts from where the first one did.
 
-    Attributes that the model writes while it runs (caches of position biases, stashed activations) are put back too: a cache filled from
-    parameters that are trained further would be stale, a stashed activation would keep the recording alive.
+    Attributes that the model writes while it runs (caches of position biases, stashed activations) are put back too: a
+    cache filled from parameters that are trained further would be stale, a stashed activation would keep the recording
+    alive.
     """
     training = [m for _, m in modules.named if m.training]
     trainable = [t for t in modules.tensors if t.requires_grad and t.is_leaf]
@@ -123,7 +127,7 @@ def put_back(now: Any, before: Any) -> None:
 
 @contextlib.contextmanager
 def uncompiled() -> Iterator[None]:
-    """Functions and methods compiled by ``torch.compile`` run as they were written, so that their operations are seen."""
+    """What ``torch.compile`` compiled runs as it was written, so that its operations are seen."""
     dynamo = sys.modules.get("torch._dynamo")
     if dynamo is None or not hasattr(torch.compiler, "set_stance"):
         yield
@@ -138,11 +142,13 @@ def refuse_compiled(named: list[tuple[str, nn.Module]]) -> None:
         where = f"module '{path}'" if path else "the model"
         if hasattr(module, "_orig_mod"):
             raise UnsupportedModelError(
-                f"{where} is compiled (torch.compile), its operations cannot be seen; pass the original: model._orig_mod"
+                f"{where} is compiled (torch.compile), its operations cannot be seen; pass the original: "
+                "model._orig_mod"
             )
         if isinstance(module, torch.jit.ScriptModule):
             raise UnsupportedModelError(
-                f"{where} is scripted (torch.jit), its operations cannot be seen; pass the Python module it was made from"
+                f"{where} is scripted (torch.jit), its operations cannot be seen; pass the Python module it was made "
+                "from"
             )
 
 
@@ -152,7 +158,8 @@ def refuse_empty(named: list[tuple[str, nn.Module]]) -> None:
         for name, parameter in module._parameters.items():
             if parameter is not None and parameter.is_meta:
                 raise UnsupportedModelError(
-                    f"parameter '{f'{path}.{name}'.lstrip('.')}' is on the meta device, where it holds no values; load the model's weights first"
+                    f"parameter '{f'{path}.{name}'.lstrip('.')}' is on the meta device, where it holds no values; load "
+                    "the model's weights first"
                 )
 
 

@@ -19,15 +19,16 @@ Grads = tuple["Tensor | None", ...]
 
 
 class LayoutLostError(Exception):
-    """The examples of a batch cannot be told apart at some operation: explain them one by one. Never leaves the package."""
+    """The examples of a batch cannot be told apart: explain them one by one. Never leaves the package."""
 
 
 class Node:
     """One operation of the recorded forward.
 
-    A subclass computes the operation in ``forward`` from the tensors that depend on an input ("live" tensors), keeps what its rules need with
-    ``keep``, and gives the ordinary vector-Jacobian product in ``gradient``. How a relevance or a token flow passes is not its business:
-    see ``captum_transformer_attr.rules`` and ``captum_transformer_attr.flow``.
+    A subclass computes the operation in ``forward`` from the tensors that depend on an input ("live" tensors), keeps
+    what its rules need with ``keep``, and gives the ordinary vector-Jacobian product in ``gradient``. How a relevance
+    or a token flow passes is not its business: see ``captum_transformer_attr.rules`` and
+    ``captum_transformer_attr.flow``.
     """
 
     label: str = "operation"
@@ -61,7 +62,10 @@ class Node:
             self.recorder.saved.setdefault(tensor.untyped_storage().data_ptr(), []).append((self, name))
 
     def sample_sum(self, tensor: Tensor) -> Tensor:
-        """Sum over everything but the examples, shaped to broadcast against ``tensor`` after ``per_sample``; ``(outer, B, inner)`` → ``(B,)``."""
+        """Sum over everything but the examples, shaped to broadcast against ``tensor`` after ``per_sample``.
+
+        ``(outer, B, inner)`` → ``(B,)``.
+        """
         return self.per_sample(tensor).sum((0, 2))
 
     def per_sample(self, tensor: Tensor) -> Tensor:
@@ -72,7 +76,7 @@ class Node:
         return tensor.reshape(shape)
 
     def absorb(self, arrived: Callable[[], Tensor]) -> None:
-        """Count relevance that arrived at parameters: ``arrived()`` has the output's shape and is only computed when somebody asks for it."""
+        """Count relevance that arrived at parameters: ``arrived()``, of the output's shape, is called on demand."""
         if self.recorder.accounting:
             total = self.sample_sum(arrived().to(self.recorder.account_dtype))
             self.recorder.absorbed[self.path] = self.recorder.absorbed.get(self.path, 0) + total
@@ -92,7 +96,8 @@ class Record(torch.autograd.Function):
         node: Node = ctx.node
         if node.recorder.signal is None:
             raise UnsupportedOperationError(
-                f"the model takes gradients of its own in its forward, through module '{node.path}': no signal can follow them. "
+                f"the model takes gradients of its own in its forward, through module '{node.path}': no signal can "
+                "follow them. "
                 f"Way out: register_rule for the module around it."
             )
         if g is None:
@@ -103,8 +108,8 @@ class Record(torch.autograd.Function):
 def owning(out: Tensor, live: tuple[Tensor, ...]) -> Tensor:
     """``out`` as a tensor of its own where it is a view of something made inside the node.
 
-    The model may write into it like into any result; torch before 2.15 forbids that for views that a custom function returns.
-    A view of a live input stays one: writing into it would change the input too, behind the recorder's back.
+    The model may write into it like into any result; torch before 2.15 forbids that for views that a custom function
+    returns. A view of a live input stays one: writing into it would change the input too, behind the recorder's back.
     """
     memory = out.untyped_storage().data_ptr()
     if not out._is_view() or any(t.untyped_storage().data_ptr() == memory for t in live):

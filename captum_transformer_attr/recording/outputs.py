@@ -63,8 +63,8 @@ def flattened(value: Any) -> Iterable[Any]:
 class ForwardWrapper(nn.Module):
     """Makes a model return the tensor that targets are selected from, for Captum's own methods and metrics.
 
-    Captum's ``infidelity`` and ``sensitivity_max`` need a forward that returns a Tensor. With ``keys``, positional tensors are passed
-    to the model as keyword arguments of these names.
+    Captum's ``infidelity`` and ``sensitivity_max`` need a forward that returns a Tensor. With ``keys``, positional
+    tensors are passed to the model as keyword arguments of these names.
 
     Args:
         model: any module.

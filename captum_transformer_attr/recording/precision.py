@@ -1,8 +1,9 @@
 """Half-precision models are followed in float32.
 
-Relevance divides by activations and the identity term of a rollout is subtracted from scores thousands of times smaller: in float16 or bfloat16
-little but rounding would be left. Live tensors are float32 from the inputs on; a half-precision constant (a weight, a mask) is converted when a
-live tensor meets it, and a conversion back to half precision becomes one to float32. The model itself keeps its dtype.
+Relevance divides by activations and the identity term of a rollout is subtracted from scores thousands of times
+smaller: in float16 or bfloat16 little but rounding would be left. Live tensors are float32 from the inputs on; a
+half-precision constant (a weight, a mask) is converted when a live tensor meets it, and a conversion back to half
+precision becomes one to float32. The model itself keeps its dtype.
 """
 
 from __future__ import annotations

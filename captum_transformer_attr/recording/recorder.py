@@ -1,4 +1,4 @@
-"""Records a model's forward: every operation on a tensor that depends on an input becomes a node of one autograd graph."""
+"""Records a forward: every operation on a tensor that depends on an input becomes a node of one autograd graph."""
 
 from __future__ import annotations
 
@@ -54,11 +54,12 @@ REFUSED = {
 
 # Functions that read only shapes, dtypes or devices of their tensor arguments.
 PASSIVE = frozenset(
-    """shape size dim ndim numel nelement dtype device stride is_contiguous is_floating_point is_complex requires_grad grad_fn is_leaf layout
-    new_zeros new_ones new_full new_empty new_tensor zeros_like ones_like full_like empty_like rand_like randn_like element_size
-    storage_offset data_ptr __len__ is_cuda is_sparse is_quantized is_meta is_mkldnn names grad _version __repr__ __format__ __hash__ untyped_storage
-    is_nested is_cpu is_mps is_xpu is_inference result_type can_cast is_same_size output_nr _backward_hooks is_complex
-    get_device retains_grad is_nonzero _is_view allclose equal is_shared itemsize nbytes""".split()
+    """shape size dim ndim numel nelement dtype device stride is_contiguous is_floating_point is_complex requires_grad
+    grad_fn is_leaf layout new_zeros new_ones new_full new_empty new_tensor zeros_like ones_like full_like empty_like
+    rand_like randn_like element_size storage_offset data_ptr __len__ is_cuda is_sparse is_quantized is_meta is_mkldnn
+    names grad _version __repr__ __format__ __hash__ untyped_storage is_nested is_cpu is_mps is_xpu is_inference
+    result_type can_cast is_same_size output_nr _backward_hooks is_complex get_device retains_grad is_nonzero _is_view
+    allclose equal is_shared itemsize nbytes""".split()
 )
 
 # Functions that read only the shape or the dtype of their second argument.
@@ -158,7 +159,8 @@ class Recorder(TorchFunctionMode):
         self.edges: dict[int, Any] = {}  # origin → where its signals arrive
         self.parts: dict[tuple[Any, ...], Tag] = {}  # origin and place of some of its channels → their tag
         self.made: dict[Any, Tag] = {}  # autograd node → tag of what it gives
-        # Memory of live tensors that the model also has as constants; held, so that its address is given to no other tensor.
+        # Memory of live tensors that the model also has as constants; held, so that its address is given to no other
+        # tensor.
         self.aliases: dict[int, torch.UntypedStorage] = {}
         self.marked: list[Tensor] = []  # tensors of the model that got marks
         self.owned: dict[int, Tensor] = {}  # memory of parameters and buffers → the tensor
@@ -171,8 +173,9 @@ class Recorder(TorchFunctionMode):
         for tensor in self.marked:
             for mark in (tags.ATTRIBUTE, HANDLE, CUT, UNKNOWN):
                 tensor.__dict__.pop(mark, None)
-        for held in (self.nodes, self.saved, self.module_outputs, self.atomic, self.absorbed, self.captured, self.edges, self.parts, self.made,
-                     self.aliases, self.marked, self.owned, self.overwritten, self.constant_leaves):  # fmt: skip
+        graph = (self.nodes, self.saved, self.captured, self.edges, self.parts, self.made, self.absorbed)
+        model = (self.module_outputs, self.atomic, self.aliases, self.marked, self.owned, self.overwritten)
+        for held in (*graph, *model, self.constant_leaves):
             held.clear()
 
     @property
@@ -240,7 +243,10 @@ class Recorder(TorchFunctionMode):
         return self.natively(func, name, operands, args, kwargs)
 
     def natively(self, func: Any, name: str, operands: list[Tensor], args: Any, kwargs: Any) -> Any:
-        """Let torch's own autograd record the call: right for every signal if it only moves values around, which the audit checks."""
+        """Let torch's own autograd record the call.
+
+        Right for every signal if it only moves values around, which the audit checks.
+        """
         written = args[0] if writes(name) else None
         if written is not None:
             self.unshare(written)
@@ -257,7 +263,10 @@ class Recorder(TorchFunctionMode):
         return result
 
     def on_constants(self, func: Any, name: str, operands: list[Tensor], args: Any, kwargs: Any) -> Any:
-        """No operand depends on an input through floats; ids carry a float handle along, and tensors that were cut stay cut."""
+        """No operand depends on an input through floats.
+
+        Ids carry a float handle along, and tensors that were cut stay cut.
+        """
         if any(hasattr(t, HANDLE) for t in operands):
             from captum_transformer_attr.ops.token_ids import with_handles
 
@@ -330,7 +339,7 @@ class Recorder(TorchFunctionMode):
         if name == "__getitem__" and layout is None and first.layout is not None and not tensors_in(args[1:]):
             self.mixes_examples = True
         if len(found) == 1 and layout is not None and features(layout) < features(first.layout):
-            # Some channels of several (queries of a joint projection, one half of a gated unit) are values of their own.
+            # Some channels of several (queries of a joint projection, half of a gated unit) are values of their own.
             part = (first.origin, out.storage_offset(), out.shape, out.stride())
             moved = self.parts.setdefault(
                 part, self.merged(found, role=first.role, root=first.root, sum_of=first.sum_of)
@@ -338,10 +347,7 @@ class Recorder(TorchFunctionMode):
             moved = replace(moved, layout=layout)
         elif len(found) == 1:
             # Values that only moved keep their identity, so that a trunk is recognised behind a reshape or a cast.
-            moved = Tag(
-                first.origin, first.ancestors, first.attention, first.weighted, first.role, first.root, layout, first.stride,
-                sum_of=first.sum_of, carried=first.carried,
-            )  # fmt: skip
+            moved = replace(first, layout=layout, parts=(), parts_dim=0)
         else:
             roles = {t.role for t in found}
             moved = self.merged(found, layout=layout, role=roles.pop() if len(roles) == 1 else tags.PLAIN)
@@ -435,7 +441,8 @@ class Recorder(TorchFunctionMode):
             if "view" not in str(error):
                 raise
             raise UnsupportedOperationError(
-                f"{place(self.path)} writes into a view of a value that other operations use: what they give would not follow. {WAY_OUT}"
+                f"{place(self.path)} writes into a view of a value that other operations use: what they give would not "
+                f"follow. {WAY_OUT}"
             ) from error
         setattr(target, tags.ATTRIBUTE, tag_of(value))
         self.tag_base(target)
@@ -484,7 +491,7 @@ def describe(grad_fn: Any, name: str, path: str) -> None:
 
 
 def undispatched(function: Any) -> Callable[..., Any] | None:
-    """A copy of a Python-level torch function that skips its own ``__torch_function__`` test, so that the operations inside it are recorded.
+    """A copy of a Python-level torch function without its ``__torch_function__`` test, so that what it calls is seen.
 
     The original stays as it is; only the copy's globals say that no argument wants to be dispatched.
     """

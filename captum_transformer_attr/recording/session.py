@@ -36,8 +36,11 @@ AGREEMENT = {torch.float64: 1e-9, torch.float32: 2e-4, torch.float16: 0.05, torc
 class Recording:
     """The graph of one forward.
 
-    output: the model's output, unwrapped, on the graph. selected: one number per example, once a target was chosen. nodes: the operations a signal
-    passes. attentions: the attention calls among them in execution order.
+    Attributes:
+        output: the model's output, unwrapped, on the graph.
+        selected: one number per example, once a target was chosen.
+        nodes: the operations a signal passes.
+        attentions: the attention calls among them in execution order.
     """
 
     def __init__(self, recorder: Recorder, inputs: Inputs, output: Tensor) -> None:
@@ -71,7 +74,8 @@ class Recording:
         if not bool(finite.all()):
             example = int((~finite).nonzero()[0])
             raise UnsupportedModelError(
-                f"the selected output of example {example} is not finite ({self.selected[example].item()}): nothing can be explained. "
+                f"the selected output of example {example} is not finite ({self.selected[example].item()}): nothing "
+                "can be explained. "
                 f"Way out: check the plain forward; a mask that hides every key of a row gives NaN"
             )
         if self.recorder.mixes_examples and self.recorder.batch > 1:
@@ -84,7 +88,7 @@ class Recording:
     def send(
         self, signal: Signal, wrt: Sequence[Tensor], start: Tensor | None = None, source: Tensor | None = None
     ) -> list[Tensor]:
-        """Send a signal from the selected outputs, or from ``source``, back to ``wrt``; what nothing reached is zero."""
+        """Send a signal from the selected outputs, or ``source``, back to ``wrt``; what nothing reached is zero."""
         sources = [self.selected if source is None else source]
         starts = [torch.ones_like(sources[0]) if start is None else start]
         if source is None and self.subtracted is not None and signal.carries == "gradient":
@@ -134,8 +138,8 @@ def recorded(
         function: the model, or Captum's ``forward_func``.
         inputs: see ``parse``.
         output: which tensor of the output is explained.
-        verified: what was compared with the plain forward before, of a batch also one example alone; a model of another structure or inputs of
-            another shape are compared now and added. None compares nothing.
+        verified: what was compared with the plain forward before, of a batch also one example alone; a model of another
+            structure or inputs of another shape are compared now and added. None compares nothing.
         tap: gets the tensors that pass chosen layers.
         constants: also record attention among constants (learned queries).
 
@@ -195,13 +199,14 @@ def followable(function: Any, *args: Any, **kwargs: Any) -> Any:
     """Call the model.
 
     Raises:
-        UnsupportedModelError: if torch has a kernel without a gradient for what the model calls (flex attention on CPUs).
+        UnsupportedModelError: if torch has a kernel without a gradient for a call (flex attention on CPUs).
     """
     try:
         return function(*args, **kwargs)
     except NotImplementedError as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UnsupportedModelError(
-            f"the model does not run where gradients are followed: {str(error).splitlines()[0] if str(error) else type(error).__name__} "
+            f"the model does not run where gradients are followed: {reason} "
             f"Way out: another implementation of its attention (attn_implementation='sdpa'), or another device."
         ) from error
 
@@ -230,9 +235,12 @@ def agreement_of(function: Any, plain: Tensor, autocast: torch.dtype | None) -> 
 def refuse_mixing(
     function: Any, inputs: Inputs, output: OutputChoice, plain: Tensor, autocast: torch.dtype | None
 ) -> None:
-    """An example that influences others (batch statistics, a mean over the batch) cannot be explained together with them: its scores would be theirs.
+    """An example that influences others cannot be explained together with them: its scores would be theirs.
 
-    Looks at the last example. What a model cannot compute alone, or gives another shape alone (scores of all pairs), is left to the layouts.
+    Batch statistics and means over the batch do so.
+
+    Looks at the last example. What a model cannot compute alone, or gives another shape alone (scores of all pairs), is
+    left to the layouts.
 
     Raises:
         LayoutLostError: so that the examples are explained one by one, and each gets what it would get alone.
@@ -271,7 +279,9 @@ def compare(
     allowed = agreement_of(function, plain, autocast) * max(size, 1e-3)
     if not worst <= allowed or not torch.equal(finite, recorded_output.to(plain.dtype).isfinite()):
         raise UnsupportedModelError(
-            f"the recorded forward differs from the plain one by {worst:.2g} (outputs up to {size:.2g}): the model is random in evaluation mode or "
-            f"computes in a way that cannot be followed; make it deterministic, or register_rule for the module in question"
+            f"the recorded forward differs from the plain one by {worst:.2g} (outputs up to {size:.2g}): the model is "
+            "random in evaluation mode or "
+            "computes in a way that cannot be followed; make it deterministic, or register_rule for the module in "
+            "question"
         )
     return plain

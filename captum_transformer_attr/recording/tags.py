@@ -24,12 +24,14 @@ ATTRIBUTE = "_captum_transformer_attr_tag"
 class Tag:
     """Provenance of one tensor.
 
-    origin: number of the operation that computed its values (views keep it).
-    ancestors: bit set of the origins it was computed from, its own included.
-    attention: most softmax attentions over tokens on any path from an input.
-    weighted: fewest weighted operations on any path from an input; tells a residual trunk from its branches.
-    root: origin of the one tensor it is an elementwise function of.
-    carried: bit set of the origins whose tokens it still carries: those that residual trunks and token-wise operations lead to, without an attention.
+    Attributes:
+        origin: number of the operation that computed its values (views keep it).
+        ancestors: bit set of the origins it was computed from, its own included.
+        attention: most softmax attentions over tokens on any path from an input.
+        weighted: fewest weighted operations on any path from an input; tells a residual trunk from its branches.
+        root: origin of the one tensor it is an elementwise function of.
+        carried: bit set of the origins whose tokens it still carries: those that residual trunks and token-wise
+            operations lead to, without an attention.
     """
 
     origin: int

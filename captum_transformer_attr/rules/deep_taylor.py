@@ -1,4 +1,4 @@
-"""The ``deep_taylor`` table: relevance propagation of Chefer, Gur and Wolf (CVPR 2021), section 3.1, made exact per example.
+"""The ``deep_taylor`` table: relevance of Chefer, Gur and Wolf (CVPR 2021), section 3.1, made exact per example.
 
 Carries relevance itself, starting from 1 at the selected output; the total is conserved.
 """
@@ -35,11 +35,14 @@ SMALLEST_SHARE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.bfloat16: 1e-2
 
 
 def z_plus(node: LinearMap, r: Tensor, signal: Signal) -> Grads:
-    """z⁺ rule (CVPR 2021, eq. 3-4), bias ignored, one shared denominator: R = x⁺ ⊙ S W⁺ + x⁻ ⊙ S W⁻ with S = R / (x⁺W⁺ + x⁻W⁻).
+    """z⁺ rule (CVPR 2021, eq. 3-4), bias ignored, one shared denominator.
 
-    Three products instead of four: x⁺W⁺ + x⁻W⁻ = (xW + |x||W|) / 2, whose first term is the forward's own output without its bias.
-    An output without any positive contribution (frequent where few inputs are read: depthwise convolutions, talking heads) shares its
-    relevance in proportion to its negative ones, R = x ⊙ S W with S = R / xW; the published rule loses it.
+    R = x⁺ ⊙ S W⁺ + x⁻ ⊙ S W⁻ with S = R / (x⁺W⁺ + x⁻W⁻).
+
+    Three products instead of four: x⁺W⁺ + x⁻W⁻ = (xW + |x||W|) / 2, whose first term is the forward's own output
+    without its bias. An output without any positive contribution (frequent where few inputs are read: depthwise
+    convolutions, talking heads) shares its relevance in proportion to its negative ones, R = x ⊙ S W with S = R / xW;
+    the published rule loses it.
     """
     x, magnitude, weight = node.x, node.x.abs(), node.weight.abs()
     size = node.map(magnitude, weight)
@@ -60,14 +63,20 @@ def z_plus(node: LinearMap, r: Tensor, signal: Signal) -> Grads:
 
 
 def proportional(node: Pool, r: Tensor, signal: Signal) -> Grads:
-    """LRP-0 of mean, sum and average pooling: R_i = x_i w_i · R / Σ x w; where the sum is 0 the weights alone decide."""
+    """LRP-0 of mean, sum and average pooling: R_i = x_i w_i · R / Σ x w.
+
+    Where the sum is 0 the weights alone decide.
+    """
     empty = node.y == 0
     result = node.x * node.pullback(divide(r, node.y), node.weight)
     return (result + node.spread(torch.where(empty, r, 0)) if bool(empty.any()) else result,)
 
 
 def of_zeros(r: Tensor, y: Tensor, size: Callable[[], Tensor]) -> Tensor:
-    """Relevance of outputs ``y`` that are sums of zeros only (padded tokens): there is nothing it could be sent on to. ``size``: sums of magnitudes."""
+    """Relevance of outputs ``y`` that are sums of zeros only (padded tokens).
+
+    There is nothing it could be sent on to. ``size``: sums of magnitudes.
+    """
     empty = is_nothing(y)
     return torch.where(empty & is_nothing(size()), r, 0) if bool(empty.any()) else torch.zeros_like(r)
 
@@ -85,7 +94,7 @@ def attention_map(node: ValueProduct | FusedAttention, p: Tensor, s: Tensor, row
 
 
 def eager_attention(node: ValueProduct, r: Tensor, signal: Signal) -> Grads:
-    """The matrix product rule for attention times values; a map among learned queries is constant, and leaves all to the values."""
+    """The matrix product rule for attention times values; a constant map (learned queries) leaves all to the values."""
     node.absorb(lambda: of_zeros(r, node.y, lambda: node.probability @ node.value.abs()))
     s = divide(r, node.y) / (2 if node.sources[0] is not None else 1)
     p = node.probability
@@ -93,7 +102,10 @@ def eager_attention(node: ValueProduct, r: Tensor, signal: Signal) -> Grads:
 
 
 def fused_attention(node: FusedAttention, r: Tensor, signal: Signal) -> Grads:
-    """Two matrix products with an identity (softmax, mask, scale) between them; q and k get a quarter each, v a half."""
+    """Two matrix products with an identity (softmax, mask, scale) between them.
+
+    q and k get a quarter each, v a half.
+    """
     s = divide(r, node.y) / 2
     rq, rk, rv = torch.empty_like(node.query), torch.zeros_like(node.key), torch.zeros_like(node.value)
     node.absorb(lambda: of_zeros(r, node.y, lambda: node.value.abs().sum(-2, keepdim=True)))
@@ -123,7 +135,10 @@ def fused_attention(node: FusedAttention, r: Tensor, signal: Signal) -> Grads:
 
 
 def residual(node: Sum, r: Tensor, signal: Signal) -> Grads:
-    """Proportional to the summands, then rescaled so that both totals share Σ R as |Σ R_a| : |Σ R_b|, per example (CVPR 2021, eq. 9-10)."""
+    """Proportional to the summands, then rescaled per example (CVPR 2021, eq. 9-10).
+
+    Both totals share Σ R as |Σ R_a| : |Σ R_b|.
+    """
     s = divide(r, node.a + node.b)
     ra, rb = rescale(node, node.a * s, node.b * s, r)
     return unbroadcast(ra, node.a.shape), unbroadcast(rb, node.b.shape)
@@ -163,7 +178,9 @@ def scaling(node: Scale, r: Tensor, signal: Signal) -> Grads:
 
 
 def product(node: Product, r: Tensor, signal: Signal) -> Grads:
-    """A gate, a norm or an activation's own factor is part of the channel, not of the content: all relevance to the content, so it is conserved.
+    """A gate, a norm or an activation's own factor is part of the channel, not of the content.
+
+    All relevance to the content, so it is conserved.
 
     Two equals share it half and half, as in a matrix product.
     """

@@ -118,9 +118,12 @@ class Composite:
     """Which linear map gets which rule; None is the table's own (z⁺ for ``deep_taylor``, the plain gradient for the
     others).
 
-    linear: linear layers and products with constant matrices. convolution: convolutions. pixels: the map that reads the
-    pixels of an image or video (only there may it be ``ZBox``, only with ``deep_taylor``). named: pairs of a pattern of
-    module paths (``"blocks.*.mlp.*"``) and a rule, which win.
+    Attributes:
+        linear: linear layers and products with constant matrices.
+        convolution: convolutions.
+        pixels: the map that reads the pixels of an image or video (only there may it be ``ZBox``, only with
+            ``deep_taylor``).
+        named: pairs of a pattern of module paths (``"blocks.*.mlp.*"``) and a rule, which win.
     """
 
     linear: LinearRule | None = None

@@ -60,8 +60,10 @@ def frozen_attention(node: Attention, g: Tensor, signal: Signal) -> Grads:
 
 
 def frozen_map(node: Softmax, g: Tensor, signal: Signal) -> Grads:
-    """What reaches a frozen map (values that are parameters of relative positions, Shaw et al. 2018) stays there; a softmax of anything but scores is a
-    function like any other."""
+    """What reaches a frozen map (values that are parameters of relative positions, Shaw et al. 2018) stays there.
+
+    A softmax of anything but scores is a function like any other.
+    """
     source = node.sources[0]
     if source is None or source.role != tags.SCORES:
         return node.gradient(g)

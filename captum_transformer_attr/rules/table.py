@@ -17,8 +17,8 @@ Rule = Callable[[Any, Tensor, Any], Grads]
 class Signal:
     """One backward pass. ``rules`` maps node classes to ``rule(node, arriving, signal)``; the most specific class wins.
 
-    ``carries`` tells what travels: ``"gradient"`` (also the modified gradients g of rules with R = x ⊙ g), ``"relevance"``, or ``"flow"``
-    (any tensor whose channel sum is a token's relevance).
+    ``carries`` tells what travels: ``"gradient"`` (also the modified gradients g of rules with R = x ⊙ g),
+    ``"relevance"``, or ``"flow"`` (any tensor whose channel sum is a token's relevance).
     """
 
     def __init__(self, name: str, carries: str, rules: Mapping[type[Node], Rule]) -> None:
@@ -50,7 +50,8 @@ def gradient_signal() -> Signal:
 
 
 STABILISER = 1e-9  # the published one, added whatever the sign of the denominator
-RESOLVED = 1e-6  # float64 divides by smaller numbers than this as they are: beside them the stabiliser would take relevance away
+# float64 divides by smaller numbers than this as they are: beside them the stabiliser would take relevance away.
+RESOLVED = 1e-6
 NOTHING = {
     torch.float64: 1e-150,
     torch.float32: 1e-36,
