@@ -484,7 +484,7 @@ class Parallel(nn.Module):
 
 @pytest.mark.parametrize("joined", [True, False])
 def test_rollout_of_parallel_blocks(joined):
-    """Rows of (E_h A + I) are normalised once per block, also where attention and MLP join the trunk as one sum (GPT-J)."""
+    """Rows of (E_h A + I) are normalised once per block, also where attention and MLP join as one sum (GPT-J)."""
     model = randomise(nn.Sequential(Parallel(joined), Parallel(joined), Take(), nn.Linear(C, CLASSES)).double())
     model(TOKENS)
     eye = torch.eye(N, dtype=TOKENS.dtype)

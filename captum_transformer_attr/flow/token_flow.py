@@ -75,8 +75,8 @@ class Flow(Signal):
             return None
         if any(tag.role == tags.PROBABILITY for tag in node.tags):
             raise UnsupportedOperationError(
-                f"module '{node.path}' adds vectors of relative positions that its attention weighs: its rows cannot be "
-                f"normalised. Way out: normalize=False."
+                f"module '{node.path}' adds vectors of relative positions that its attention weighs: its rows cannot "
+                f"be normalised. Way out: normalize=False."
             )
         factor = 1 / (1 + row_sums(node, self))
         return factor, factor

@@ -17,7 +17,8 @@ class TransformerRelevance(TokenAttribution):
     conserve the total of 1.
 
     These rules divide by sums that nearly cancel, as published: on trained models float32 keeps two digits of the
-    scores, often fewer (docs/results/completeness.md). Use ``model.double()`` where numbers must be the same on another machine.
+    scores, often fewer (docs/results/completeness.md). Use ``model.double()`` where numbers must be the same on another
+    machine.
 
     Args:
         model: any module built on softmax attention; used as it is and left as found.
