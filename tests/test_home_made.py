@@ -768,3 +768,35 @@ def test_torchvision_swin():
     assert delta.abs().max() < 1e-6
     alone = torch.cat([method.attribute(IMAGES[i : i + 1], 1) for i in range(2)])
     torch.testing.assert_close(heat, alone, rtol=1e-8, atol=1e-12)
+
+
+class Experts(nn.Module):
+    """Two gated experts that look their tokens up among those of the whole batch; both halves are bounded."""
+
+    def __init__(self):
+        super().__init__()
+        self.router = nn.Linear(C, 2)
+        self.gate_up = nn.ModuleList(nn.Linear(C, 16) for _ in range(2))
+        self.down = nn.ModuleList(nn.Linear(8, C) for _ in range(2))
+
+    def forward(self, x):
+        tokens = x.reshape(-1, C)
+        weight, chosen = self.router(tokens).softmax(-1).max(-1)
+        result = torch.zeros_like(tokens)
+        for expert, (gate_up, down) in enumerate(zip(self.gate_up, self.down, strict=True)):
+            (rows,) = torch.where(chosen == expert)
+            gate, up = gate_up(tokens[rows]).chunk(2, dim=-1)
+            content = down(nn.functional.silu(gate.clamp(max=7)) * up.clamp(-7, 7))
+            result.index_add_(0, rows, content * weight[rows, None])
+        return result.view_as(x)
+
+
+@pytest.mark.parametrize("rules", ["deep_taylor", "attnlrp", "cp", "libra"])
+def test_experts_that_see_the_rows_of_a_batch(rules):
+    """A row's channels stay channels where it is no longer known whose example it is: each gets what it gets alone."""
+    model = nn.Sequential(block(Fused), Residual(nn.Sequential(nn.LayerNorm(C), Experts())), Take(), nn.Linear(C, 3))
+    method = TransformerLRP(randomise(model.double()), rules=rules)
+    together = method.attribute(TOKENS, target=[1, 2])
+    for i in range(2):
+        alone = method.attribute(TOKENS[i : i + 1], target=[1, 2][i])
+        torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=1e-12 * alone.abs().max().item())

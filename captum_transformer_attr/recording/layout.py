@@ -164,13 +164,10 @@ def indexed(layout: Layout | None, index: object, before: Tensor, after: Tensor)
                 and item.shape == (size,)
                 and bool((item.cpu() == torch.arange(size)).all())
             )
-            if any(label == BATCH for label, _ in factors) and not whole_batch:
-                return None
-            result.append(
-                factors
-                if whole_batch
-                else axis(factors[0][0] if len(factors) == 1 and len(tensors) == 1 else MIXED, size)
-            )
+            # Rows of several examples cannot be told apart any more, but what lies along them can.
+            lost = any(label == BATCH for label, _ in factors)
+            known = len(factors) == 1 and len(tensors) == 1 and not lost
+            result.append(factors if whole_batch else axis(factors[0][0] if known else MIXED, size))
             continue
         if isinstance(item, slice):
             result.append(layout[source])
