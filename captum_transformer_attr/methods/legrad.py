@@ -20,8 +20,8 @@ from captum_transformer_attr.methods.records import block_outputs
 from captum_transformer_attr.methods.token_level import Passed, TokenAttribution
 from captum_transformer_attr.ops.attention import Attention
 from captum_transformer_attr.recording.modules import modules_of
+from captum_transformer_attr.recording.nested import replaced, tensors_in
 from captum_transformer_attr.recording.outputs import OutputChoice, unwrap
-from captum_transformer_attr.recording.recorder import replaced, tensors_in
 from captum_transformer_attr.recording.session import Recording
 from captum_transformer_attr.recording.targets import select
 from captum_transformer_attr.rules.table import gradient_signal

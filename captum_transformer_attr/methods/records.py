@@ -15,7 +15,7 @@ from torch import Tensor
 from captum_transformer_attr.flow.maps import Maps, by_example, whole
 from captum_transformer_attr.flow.streams import Call, find_streams
 from captum_transformer_attr.recording import layout as lay
-from captum_transformer_attr.recording.recorder import tensors_in
+from captum_transformer_attr.recording.nested import tensors_in
 from captum_transformer_attr.recording.session import Recording
 from captum_transformer_attr.recording.tags import Tag, tag_of
 from captum_transformer_attr.rules.deep_taylor import deep_taylor

@@ -13,8 +13,9 @@ from torch import Tensor
 from captum_transformer_attr.errors import UnsupportedOperationError
 from captum_transformer_attr.recording import layout as lay
 from captum_transformer_attr.recording import tags
-from captum_transformer_attr.recording.node import Grads, LocalNode, Node
-from captum_transformer_attr.recording.recorder import Recorder, handles, node_of
+from captum_transformer_attr.recording.node import Grads, LocalNode, Node, node_of
+from captum_transformer_attr.recording.recorder import Recorder
+from captum_transformer_attr.recording.registry import handles
 from captum_transformer_attr.recording.tags import Tag, tag_of
 
 CHUNK = 2**23  # elements of one block of attention rows that may be in memory at a time

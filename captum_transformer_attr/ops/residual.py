@@ -15,7 +15,8 @@ from captum_transformer_attr.ops.elementwise import scaled
 from captum_transformer_attr.recording import layout as lay
 from captum_transformer_attr.recording import tags
 from captum_transformer_attr.recording.node import Grads, Node
-from captum_transformer_attr.recording.recorder import Recorder, handles, node_behind
+from captum_transformer_attr.recording.recorder import Recorder, node_behind
+from captum_transformer_attr.recording.registry import handles
 from captum_transformer_attr.recording.tags import Tag, tag_of
 
 

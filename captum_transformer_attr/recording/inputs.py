@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from captum_transformer_attr.errors import InputError
 from captum_transformer_attr.recording import tags
 from captum_transformer_attr.recording.layout import initial
-from captum_transformer_attr.recording.recorder import HANDLE
-from captum_transformer_attr.recording.tags import Tag
+from captum_transformer_attr.recording.tags import HANDLE, Tag
 
 # Entries of a mapping that steer the model and say nothing themselves.
 NOT_EXPLAINED = re.compile(

@@ -16,15 +16,12 @@ from torch import Tensor
 
 from captum_transformer_attr.errors import UnsupportedOperationError
 from captum_transformer_attr.recording import tags
-from captum_transformer_attr.recording.tags import Tag, tag_of
+from captum_transformer_attr.recording.tags import CUT, UNKNOWN, Tag
 
 if TYPE_CHECKING:
     from captum_transformer_attr.recording.recorder import Recorder
 
-CUT = "_captum_transformer_attr_cut"  # path of the module that took this tensor out of the graph
 PEAK = "_captum_transformer_attr_peak"  # the live maximum that this detached one was
-# The same for integers that were computed from token ids in a way that no handle follows.
-UNKNOWN = "_captum_transformer_attr_unknown"
 EXPORTS = frozenset(
     "item tolist numpy __array__ __float__ __int__ __index__ __complex__ __dlpack__ __deepcopy__ __reduce_ex__".split()
 )
@@ -56,11 +53,11 @@ def leave(recorder: Recorder, func: Any, name: str, args: Any, kwargs: Any, writ
     result = func(*args, **kwargs)
     if name in ("detach", "data"):
         storage = args[0].untyped_storage()
-        recorder.aliases[storage.data_ptr()] = storage
+        recorder.writes.aliases[storage.data_ptr()] = storage
         if made_by(args[0]) in ("max", "amax"):
             setattr(result, PEAK, args[0])
     if writes:
-        recorder.marked.append(args[0])
+        recorder.writes.marked.append(args[0])
     for out in results_of(result):
         if out.is_floating_point() and not out.requires_grad:
             setattr(out, CUT, recorder.path)
@@ -163,7 +160,7 @@ def refuse_alias(recorder: Recorder, name: str, target: Tensor) -> None:
     Raises:
         UnsupportedOperationError: if a live tensor's memory is written through its detached alias.
     """
-    if hasattr(target, CUT) and target.untyped_storage().data_ptr() in recorder.aliases:
+    if hasattr(target, CUT) and target.untyped_storage().data_ptr() in recorder.writes.aliases:
         raise UnsupportedOperationError(
             f"{place(recorder.path)} writes into a value behind autograd's back ('{name}' on a detached alias): "
             f"what depends on it would be explained wrongly. {WAY_OUT}"
@@ -204,21 +201,3 @@ def recover(recorder: Recorder, tensor: Tensor) -> None:
             "register_rule for the module around it."
         )
     setattr(tensor, tags.ATTRIBUTE, recorder.merged(list(found.values())))
-
-
-__all__ = [
-    "CUT",
-    "EXPORTS",
-    "UNKNOWN",
-    "attached",
-    "cut",
-    "leave",
-    "mark_dropped",
-    "pass_marks",
-    "recover",
-    "refuse_alias",
-    "refuse_cut",
-    "refuse_export",
-    "refuse_nested",
-    "tag_of",
-]

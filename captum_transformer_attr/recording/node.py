@@ -59,7 +59,7 @@ class Node:
         """Store a detached tensor as an attribute, safe against later in-place writes of the model."""
         setattr(self, name, None if tensor is None else tensor.detach())
         if tensor is not None:
-            self.recorder.saved.setdefault(tensor.untyped_storage().data_ptr(), []).append((self, name))
+            self.recorder.writes.keep(self, name, tensor)
 
     def sample_sum(self, tensor: Tensor) -> Tensor:
         """Sum over everything but the examples, shaped to broadcast against ``tensor`` after ``per_sample``.
@@ -80,6 +80,12 @@ class Node:
         if self.recorder.accounting:
             total = self.sample_sum(arrived().to(self.recorder.account_dtype))
             self.recorder.absorbed[self.path] = self.recorder.absorbed.get(self.path, 0) + total
+
+
+def node_of(tensor: Tensor) -> Node | None:
+    """The recorded operation that gave exactly this tensor, no view of it."""
+    node = getattr(tensor.grad_fn, "node", None)
+    return node if isinstance(node, Node) else None
 
 
 class Record(torch.autograd.Function):
@@ -128,7 +134,7 @@ class LocalNode(Node):
         with torch.enable_grad():
             self.leaves = tuple(t.detach().requires_grad_() for t in live)
             for i, leaf in enumerate(self.leaves):
-                self.recorder.saved.setdefault(leaf.untyped_storage().data_ptr(), []).append((self, i))
+                self.recorder.writes.keep(self, i, leaf)
             self.y = self.function(*self.leaves)
             if any(self.y is leaf for leaf in self.leaves):
                 self.y = self.y.view_as(self.y)

@@ -16,15 +16,14 @@ from captum_transformer_attr.errors import UnsupportedModelError
 from captum_transformer_attr.ops.attention import Attention
 from captum_transformer_attr.recording.audit import audit
 from captum_transformer_attr.recording.inputs import Inputs, attach, private
-from captum_transformer_attr.recording.leaving import CUT
 from captum_transformer_attr.recording.modules import Modules, as_evaluated, uncompiled, watched
 from captum_transformer_attr.recording.node import LayoutLostError, Node
 from captum_transformer_attr.recording.outputs import OutputChoice, unwrap
 from captum_transformer_attr.recording.precision import is_half
 from captum_transformer_attr.recording.quantised import AGREEMENT as QUANTISED_AGREEMENT
 from captum_transformer_attr.recording.quantised import dequantised, quantised_layers
-from captum_transformer_attr.recording.recorder import HANDLE, Recorder
-from captum_transformer_attr.recording.tags import Tag, tag_of
+from captum_transformer_attr.recording.recorder import Recorder
+from captum_transformer_attr.recording.tags import CUT, HANDLE, Tag, tag_of
 from captum_transformer_attr.recording.tap import Tap
 from captum_transformer_attr.recording.targets import Contrast, select
 from captum_transformer_attr.rules.table import Signal
@@ -162,7 +161,7 @@ def recorded(
             as_evaluated(modules) as put_back,
             uncompiled(),
         ):
-            recorder.owned = modules.owned()
+            recorder.writes.owned = modules.owned()
             state = modules.random_state()
             values = attach(inputs, recorder.handle_dtype, recorder.promote)
             for i, name in enumerate(inputs.explained):
@@ -173,7 +172,7 @@ def recorded(
                 args, kwargs = inputs.arguments(values)
                 result = unwrap(followable(function, *args, **kwargs), output)
             put_back()
-            recorder.restore_owned()
+            recorder.writes.restore_owned()
             signature = (modules.structure(), inputs.signature())
             # The plain forward continues the random numbers, so that a model that uses them gives something else.
             if (verified is not None and signature not in verified) or not all(
@@ -182,14 +181,14 @@ def recorded(
                 plain = compare(function, inputs, output, result, recorder.autocast)
                 if inputs.batch > 1:
                     put_back()
-                    recorder.restore_owned()
+                    recorder.writes.restore_owned()
                     refuse_mixing(function, inputs, output, plain, recorder.autocast)
             if verified is not None:
                 verified.add(signature)
             recording = Recording(recorder, inputs, result)
             yield recording
     finally:
-        recorder.restore_owned()
+        recorder.writes.restore_owned()
         for node in recorder.nodes:
             node.__dict__.clear()
         recorder.clear()

@@ -10,13 +10,18 @@ floats are marked as cut, its integers as not to be embedded.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from captum_transformer_attr.recording.leaving import CUT, UNKNOWN
-from captum_transformer_attr.recording.recorder import HANDLE, HANDLERS, Recorder, base_name, undispatched, writes
+from captum_transformer_attr.recording.names import base_name, writes
+from captum_transformer_attr.recording.registry import HANDLERS
+from captum_transformer_attr.recording.tags import CUT, HANDLE, UNKNOWN
+from captum_transformer_attr.recording.undispatched import undispatched
+
+if TYPE_CHECKING:
+    from captum_transformer_attr.recording.recorder import Recorder
 
 MOVES = frozenset(
     """view reshape flatten unflatten contiguous clone permute transpose t T mT squeeze unsqueeze expand expand_as
