@@ -21,8 +21,8 @@ from captum_transformer_attr.recording.inputs import Inputs, parse
 from captum_transformer_attr.recording.node import LayoutLostError, Node
 from captum_transformer_attr.recording.outputs import OutputChoice
 from captum_transformer_attr.recording.session import ONE_AT_A_TIME, Recording, recorded
+from captum_transformer_attr.recording.signal import Rule, Signal
 from captum_transformer_attr.rules.deep_taylor import TABLE as DEEP_TAYLOR
-from captum_transformer_attr.rules.table import Rule, Signal
 
 Table = Mapping[type[Node], Rule]
 TABLES: dict[str, Table] = {"deep_taylor": DEEP_TAYLOR, "token flow": TOKEN_FLOW}

@@ -29,7 +29,7 @@ from captum_transformer_attr.recording import layout as lay
 from captum_transformer_attr.recording import tags
 from captum_transformer_attr.recording.node import Grads, Node
 from captum_transformer_attr.recording.recorder import Recorder
-from captum_transformer_attr.rules.table import Rule, Signal
+from captum_transformer_attr.recording.signal import Rule, Signal
 
 Weights = Callable[[Attention, slice], Tensor]
 INPUTS = (1 << 63) - 1  # the bits of ``Tag.ancestors`` that stand for explained inputs
@@ -182,8 +182,7 @@ def take_second_identity(node: Sum, r: Tensor, signal: Flow) -> None:
     """
     recorder = node.recorder
     assert node.fork is not None and node.branch is not None
-    recorder.signal = Flow(signal.weights, (), signal.terminals, trunk_only=True)
-    try:
+    with recorder.sending(Flow(signal.weights, (), signal.terminals, trunk_only=True)):
         (second,) = torch.autograd.grad(
             node.branch,
             (recorder.edges[node.fork],),
@@ -191,8 +190,6 @@ def take_second_identity(node: Sum, r: Tensor, signal: Flow) -> None:
             retain_graph=True,
             allow_unused=True,
         )
-    finally:
-        recorder.signal = signal
     if second is not None:
         signal.corrections[node.fork] = signal.corrections.get(node.fork, 0) + second
 
@@ -221,22 +218,18 @@ def carried_forward(node: Sum, a: Attention, values: Tensor) -> Tensor:
     is returned.
     """
     recorder = node.recorder
-    outer, recorder.signal = recorder.signal, Flow(no_weights, (), ())
-    try:
-        with torch.enable_grad():
-            probe = torch.zeros(node.shape, dtype=values.dtype, device=values.device, requires_grad=True)
-            (arrived,) = torch.autograd.grad(
-                recorder.captured[node], recorder.captured[a], probe, create_graph=True, allow_unused=True
+    with recorder.sending(Flow(no_weights, (), ())), torch.enable_grad():
+        probe = torch.zeros(node.shape, dtype=values.dtype, device=values.device, requires_grad=True)
+        (arrived,) = torch.autograd.grad(
+            recorder.captured[node], recorder.captured[a], probe, create_graph=True, allow_unused=True
+        )
+        if arrived is None:
+            return values.new_zeros(())
+        result = None
+        if arrived.requires_grad:
+            (result,) = torch.autograd.grad(
+                arrived.sum(-1), probe, values.expand(arrived.shape[:-1]), allow_unused=True
             )
-            if arrived is None:
-                return values.new_zeros(())
-            result = None
-            if arrived.requires_grad:
-                (result,) = torch.autograd.grad(
-                    arrived.sum(-1), probe, values.expand(arrived.shape[:-1]), allow_unused=True
-                )
-    finally:
-        recorder.signal = outer
     if result is None:  # what arrived does not depend on what was sent
         if not any(b.tag.comes_from(a.tag) and node.tag.comes_from(b.tag) for b in other_attentions(recorder, a)):
             raise UnsupportedOperationError(

@@ -23,8 +23,8 @@ from captum_transformer_attr.recording.modules import modules_of
 from captum_transformer_attr.recording.nested import replaced, tensors_in
 from captum_transformer_attr.recording.outputs import OutputChoice, unwrap
 from captum_transformer_attr.recording.session import Recording
+from captum_transformer_attr.recording.signal import gradient_signal
 from captum_transformer_attr.recording.targets import select
-from captum_transformer_attr.rules.table import gradient_signal
 
 
 class LeGrad(LayerSumAttribution):

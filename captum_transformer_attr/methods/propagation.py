@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from captum_transformer_attr.recording.session import Recording
+from captum_transformer_attr.recording.signal import Signal
 from captum_transformer_attr.recording.targets import select
-from captum_transformer_attr.rules.table import Signal
 
 EXPLAINED = ("logit", "probability")
 
@@ -92,17 +92,12 @@ def one_pass(
     accounting: bool,
 ) -> Propagated:
     """One backward pass."""
-    recorder = recording.recorder
-    recorder.accounting, recorder.absorbed = accounting, {}
-    try:
-        arrived = recording.send(table, wrt, start.signal, start.source)
-    finally:
-        recorder.accounting = False
+    parameters: dict[str, Tensor] = {}
+    arrived = recording.send(table, wrt, start.signal, start.source, parameters if accounting else None)
     if table.carries == "gradient":
         arrived = [g if x is None else x * g for x, g in zip(factors, arrived, strict=True)]
     if not accounting:
         return Propagated(arrived, {}, None)
-    parameters = dict(recorder.absorbed)
     delta = start.total.double()
     for r in arrived:
         delta = delta - r.double().flatten(1).sum(1)

@@ -75,13 +75,11 @@ def collect_records(recording: Recording, with_relevance: bool) -> AttentionReco
     share: dict[str, Tensor] = {}
     if with_relevance:
         blocks = block_outputs(recording)
-        recording.recorder.accounting = True
-        arrived = maps.collect_relevance(deep_taylor(), [*blocks.values(), *recording.inputs.leaves.values()])
-        recording.recorder.accounting = False
+        absorbed: dict[str, Tensor] = {}
+        wrt = [*blocks.values(), *recording.inputs.leaves.values()]
+        arrived = maps.collect_relevance(deep_taylor(), wrt, absorbed)
         by_layer = {path: per_token(r, tag_of(t)) for (path, t), r in zip(blocks.items(), arrived, strict=False)}
-        share = {
-            path: r.to(recording.selected.dtype) for path, r in recording.recorder.absorbed.items() if bool(r.any())
-        }
+        share = {path: r.to(recording.selected.dtype) for path, r in absorbed.items() if bool(r.any())}
     batch = recording.inputs.batch
     calls = {call.attention: call for call in find_streams(recording).calls}
     records = tuple(record_of(calls[node], maps, batch, with_relevance) for node in recording.attentions)

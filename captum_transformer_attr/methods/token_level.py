@@ -257,20 +257,17 @@ class TokenAttribution(TransformerAttribution):
         """Relevance of the attention maps; with ``delta`` down to the inputs, counting what parameters took."""
         if not (self.needs_relevance or delta):
             return None
-        recorder = recording.recorder
-        recorder.accounting = delta
-        recorder.absorbed.clear()
+        parameters: dict[str, Tensor] = {}
         # What arrives at learned queries is counted like what arrives at any other parameter.
-        wrt = [*recording.inputs.leaves.values(), *recorder.constant_leaves] if delta else []
-        arrived = maps.collect_relevance(deep_taylor(), wrt)
-        recorder.accounting = False
+        wrt = [*recording.inputs.leaves.values(), *recording.recorder.constant_leaves] if delta else []
+        arrived = maps.collect_relevance(deep_taylor(), wrt, parameters if delta else None)
         if not delta:
             return None
         batch = recording.inputs.batch
         total = torch.ones(batch, dtype=torch.float64, device=recording.selected.device)
         for r in arrived:
             total = total - r.double().reshape(batch, -1).sum(1)
-        for r in recorder.absorbed.values():
+        for r in parameters.values():
             total = total - r
         return total.to(recording.selected.dtype)
 

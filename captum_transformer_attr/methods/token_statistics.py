@@ -20,7 +20,7 @@ from captum_transformer_attr.recording import layout as lay
 from captum_transformer_attr.recording.node import Node
 from captum_transformer_attr.recording.outputs import OutputChoice
 from captum_transformer_attr.recording.session import Recording
-from captum_transformer_attr.rules.table import gradient_signal
+from captum_transformer_attr.recording.signal import gradient_signal
 
 STATISTICS = ("std", "none")
 SIDES = ("key", "query", "row", "none")

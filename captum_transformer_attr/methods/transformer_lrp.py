@@ -18,9 +18,9 @@ from captum_transformer_attr.methods.layer_relevance import LayerRelevance, join
 from captum_transformer_attr.methods.propagation import EXPLAINED, leaf_factors, propagate, start_of
 from captum_transformer_attr.recording.outputs import OutputChoice
 from captum_transformer_attr.recording.session import Recording
+from captum_transformer_attr.recording.signal import Signal
 from captum_transformer_attr.rules.linear_rules import Composite
 from captum_transformer_attr.rules.relevance_tables import composite_of, table
-from captum_transformer_attr.rules.table import Signal
 
 
 @dataclass(frozen=True)

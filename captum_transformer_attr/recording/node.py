@@ -77,9 +77,10 @@ class Node:
 
     def absorb(self, arrived: Callable[[], Tensor]) -> None:
         """Count relevance that arrived at parameters: ``arrived()``, of the output's shape, is called on demand."""
-        if self.recorder.accounting:
-            total = self.sample_sum(arrived().to(self.recorder.account_dtype))
-            self.recorder.absorbed[self.path] = self.recorder.absorbed.get(self.path, 0) + total
+        passing = self.recorder.passing
+        if passing is not None and passing.absorbed is not None:
+            total = self.sample_sum(arrived().double())
+            passing.absorbed[self.path] = passing.absorbed.get(self.path, 0) + total
 
 
 def node_of(tensor: Tensor) -> Node | None:
@@ -100,7 +101,8 @@ class Record(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor | None) -> Any:
         node: Node = ctx.node
-        if node.recorder.signal is None:
+        passing = node.recorder.passing
+        if passing is None:
             raise UnsupportedOperationError(
                 f"the model takes gradients of its own in its forward, through module '{node.path}': no signal can "
                 "follow them. "
@@ -108,7 +110,7 @@ class Record(torch.autograd.Function):
             )
         if g is None:
             return (None,) * (len(ctx.needs_input_grad))
-        return (None, *node.recorder.signal.send(node, g))
+        return (None, *passing.signal.send(node, g))
 
 
 def owning(out: Tensor, live: tuple[Tensor, ...]) -> Tensor:

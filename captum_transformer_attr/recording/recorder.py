@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -33,6 +35,7 @@ from captum_transformer_attr.recording.nested import tensors_in
 from captum_transformer_attr.recording.node import Node, Record
 from captum_transformer_attr.recording.precision import CONVERSIONS, promoted
 from captum_transformer_attr.recording.registry import HANDLERS, LAYOUTS, ON_CONSTANTS, REFUSED
+from captum_transformer_attr.recording.signal import Pass, Signal
 from captum_transformer_attr.recording.tags import HANDLE, Tag, describe, tag_of
 from captum_transformer_attr.recording.token_ids import with_handles
 from captum_transformer_attr.recording.undispatched import undispatched
@@ -58,10 +61,7 @@ class Recorder(TorchFunctionMode):
         self.atomic: list[Atomic] = []
         self.paused = 0
 
-        self.signal: Any = None
-        self.accounting = False
-        self.account_dtype = torch.float64
-        self.absorbed: dict[str, Any] = {}
+        self.passing: Pass | None = None  # the backward pass that runs
 
         self.promote = False  # follow a half-precision model in float32
         self.handle_dtype = torch.float32
@@ -75,7 +75,7 @@ class Recorder(TorchFunctionMode):
     def clear(self) -> None:
         """Let go of every tensor."""
         self.writes.clear()
-        graph = (self.nodes, self.captured, self.edges, self.parts, self.made, self.absorbed, self.constant_leaves)
+        graph = (self.nodes, self.captured, self.edges, self.parts, self.made, self.constant_leaves)
         for held in (*graph, self.module_outputs, self.atomic):
             held.clear()
 
@@ -83,6 +83,15 @@ class Recorder(TorchFunctionMode):
     def path(self) -> str:
         """Path of the module that is running."""
         return self.module_stack[-1] if self.module_stack else ""
+
+    @contextlib.contextmanager
+    def sending(self, signal: Signal, absorbed: dict[str, Tensor] | None = None) -> Iterator[None]:
+        """Inside the context a backward pass carries this signal; see ``Pass``."""
+        outer, self.passing = self.passing, Pass(signal, absorbed)
+        try:
+            yield
+        finally:
+            self.passing = outer
 
     # ------------------------------------------------------------------ dispatch
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -23,10 +23,10 @@ from captum_transformer_attr.recording.precision import is_half
 from captum_transformer_attr.recording.quantised import AGREEMENT as QUANTISED_AGREEMENT
 from captum_transformer_attr.recording.quantised import dequantised, quantised_layers
 from captum_transformer_attr.recording.recorder import Recorder
+from captum_transformer_attr.recording.signal import Signal
 from captum_transformer_attr.recording.tags import CUT, HANDLE, Tag, tag_of
 from captum_transformer_attr.recording.tap import Tap
 from captum_transformer_attr.recording.targets import Contrast, select
-from captum_transformer_attr.rules.table import Signal
 
 # How far the recorded forward may be from the plain one, relative to the largest output: rounding, not more.
 AGREEMENT = {torch.float64: 1e-9, torch.float32: 2e-4, torch.float16: 0.05, torch.bfloat16: 0.2}
@@ -85,15 +85,23 @@ class Recording:
         return self.selected
 
     def send(
-        self, signal: Signal, wrt: Sequence[Tensor], start: Tensor | None = None, source: Tensor | None = None
+        self,
+        signal: Signal,
+        wrt: Sequence[Tensor],
+        start: Tensor | None = None,
+        source: Tensor | None = None,
+        absorbed: dict[str, Tensor] | None = None,
     ) -> list[Tensor]:
-        """Send a signal from the selected outputs, or ``source``, back to ``wrt``; what nothing reached is zero."""
+        """Send a signal from the selected outputs, or ``source``, back to ``wrt``; what nothing reached is zero.
+
+        ``absorbed`` gets what parameters took of it, see ``Pass``.
+        """
         sources = [self.selected if source is None else source]
         starts = [torch.ones_like(sources[0]) if start is None else start]
         if source is None and self.subtracted is not None and signal.carries == "gradient":
             sources.append(self.subtracted)
             starts.append(-starts[0])
-        grads = self.relay(signal, sources, starts, wrt)
+        grads = self.relay(signal, sources, starts, wrt, absorbed=absorbed)
         return [torch.zeros_like(t) if g is None else g for g, t in zip(grads, wrt, strict=True)]
 
     def relay(
@@ -103,13 +111,11 @@ class Recording:
         starts: Sequence[Tensor],
         wrt: Sequence[Any],
         create_graph: bool = False,
+        absorbed: dict[str, Tensor] | None = None,
     ) -> tuple[Tensor | None, ...]:
         """Send a signal from anywhere in the graph (tensors or ``GradientEdge``); None where nothing arrived."""
-        self.recorder.signal = signal
-        try:
+        with self.recorder.sending(signal, absorbed):
             return torch.autograd.grad(outputs, wrt, starts, True, create_graph, allow_unused=True)
-        finally:
-            self.recorder.signal = None
 
     def tag(self, tensor: Tensor) -> Tag:
         """Provenance of a recorded tensor."""

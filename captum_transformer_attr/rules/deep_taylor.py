@@ -22,7 +22,8 @@ from captum_transformer_attr.ops.residual import ConstantSum, Sum
 from captum_transformer_attr.ops.scatter import Accumulation
 from captum_transformer_attr.ops.shape import Join
 from captum_transformer_attr.recording.node import Grads, Node
-from captum_transformer_attr.rules.table import STABILISER, Rule, Signal, divide, is_nothing
+from captum_transformer_attr.recording.signal import Rule, Signal
+from captum_transformer_attr.rules.table import STABILISER, divide, is_nothing
 
 
 def identity(node: Node, r: Tensor, signal: Signal) -> Grads:

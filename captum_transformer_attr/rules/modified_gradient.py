@@ -22,8 +22,8 @@ from captum_transformer_attr.ops.residual import ConstantSum, Sum
 from captum_transformer_attr.ops.shape import Join
 from captum_transformer_attr.recording import tags
 from captum_transformer_attr.recording.node import Grads, LocalNode, Node
+from captum_transformer_attr.recording.signal import Rule, Signal, ordinary
 from captum_transformer_attr.rules.linear_rules import Composite, ZBox
-from captum_transformer_attr.rules.table import Rule, Signal, ordinary
 
 
 class ModifiedGradient(Signal):
