@@ -14,7 +14,6 @@ from captum_transformer_attr.errors import InputError, TransformerAttributionErr
 from captum_transformer_attr.flow.token_flow import TABLE as TOKEN_FLOW
 from captum_transformer_attr.methods.base import target_of
 from captum_transformer_attr.methods.transformer_relevance import TransformerRelevance
-from captum_transformer_attr.ops.attention import Attention
 from captum_transformer_attr.ops.custom import Custom
 from captum_transformer_attr.recording.audit import walk
 from captum_transformer_attr.recording.inputs import Inputs, parse
@@ -131,7 +130,7 @@ def table_of(model: nn.Module | Callable[..., Any], given: Inputs, target: Any, 
         refused = tuple(row.refused for row in rows if row.refused)
         if not refused:
             refused = refusals(TransformerRelevance(model, output=output), recording, target)
-        found = {node for node, _ in walk(recording.output) if isinstance(node, Attention) and not node.over_channels}
+        found = {node for node, _ in walk(recording.output) if node is not None and node.is_attention}
         return Coverage(rows, len(found), refused)
 
 

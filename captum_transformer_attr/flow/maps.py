@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from captum_transformer_attr.ops.attention import Attention, ValueProduct
+from captum_transformer_attr.ops.division import divide
 from captum_transformer_attr.recording.session import Recording
 from captum_transformer_attr.recording.signal import Signal, gradient_signal
-from captum_transformer_attr.rules.table import divide
 
 
 class Maps:

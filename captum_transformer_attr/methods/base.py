@@ -10,6 +10,7 @@ import torch
 from captum.attr._utils.attribution import GradientAttribution
 from torch import Tensor, nn
 
+import captum_transformer_attr.ops  # noqa: F401  registers the operations
 from captum_transformer_attr.errors import InputError, UnsupportedModelError
 from captum_transformer_attr.recording.inputs import Inputs, parse
 from captum_transformer_attr.recording.mismatch import refuse_mismatch

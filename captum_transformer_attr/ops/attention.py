@@ -37,6 +37,10 @@ class Attention(Node):
     query_tag: Tag | None = None
     key_tag: Tag | None = None
 
+    @property
+    def is_attention(self) -> bool:
+        return not self.over_channels
+
     def probabilities(self, rows: slice) -> Tensor:
         """Attention A after softmax for these query rows."""
         raise NotImplementedError

@@ -12,6 +12,7 @@ from torch import Tensor
 from captum_transformer_attr.ops.attention import Attention
 from captum_transformer_attr.ops.bilinear import unbroadcast
 from captum_transformer_attr.ops.elementwise import scaled
+from captum_transformer_attr.ops.norm import centred
 from captum_transformer_attr.recording import layout as lay
 from captum_transformer_attr.recording import tags
 from captum_transformer_attr.recording.node import Grads, Node
@@ -235,8 +236,6 @@ def subtract(recorder: Recorder, input: Any, other: Any, *, alpha: float = 1) ->
         and tb is not None
         and ((tb.root == ta.origin and tb.role == tags.MEAN) or is_mean_of(other, input))
     ):
-        from captum_transformer_attr.ops.norm import centred
-
         return centred(recorder, input, other)
     return add(recorder, input, scaled(recorder, other, -alpha))
 

@@ -17,6 +17,7 @@ from captum_transformer_attr.errors import UnsupportedModelError
 from captum_transformer_attr.recording.atomic import begin_atomic, end_atomic
 from captum_transformer_attr.recording.nested import tensors_in
 from captum_transformer_attr.recording.recorder import Recorder
+from captum_transformer_attr.recording.registry import rule_for_module
 from captum_transformer_attr.recording.tags import describe
 
 CONTAINERS = (dict, OrderedDict, list)  # of module attributes that a forward may fill
@@ -169,8 +170,6 @@ def refuse_empty(named: list[tuple[str, nn.Module]]) -> None:
 @contextlib.contextmanager
 def watched(modules: Modules, recorder: Recorder) -> Iterator[None]:
     """Hooks that tell the recorder which module runs, and that make modules with a registered rule atomic."""
-    from captum_transformer_attr.ops.custom import rule_for_module
-
     paths = {id(module): path for path, module in modules.named}
     rules = {id(module): rule_for_module(module) for _, module in modules.named}
     recording_thread = threading.get_ident()

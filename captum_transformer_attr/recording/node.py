@@ -32,9 +32,8 @@ class Node:
     """
 
     label: str = "operation"
-    captured: ClassVar[bool] = (
-        False  # whether the recorder keeps the live output, so that the signal arriving there can be asked for
-    )
+    # Whether the recorder keeps the live output, so that the signal arriving there can be asked for.
+    captured: ClassVar[bool] = False
     recorder: Recorder
     path: str
     index: int
@@ -42,6 +41,11 @@ class Node:
     sources: tuple[Tag | None, ...]  # of the live inputs
     layout: Layout | None
     shape: torch.Size
+
+    @property
+    def is_attention(self) -> bool:
+        """Whether this is a softmax attention over tokens."""
+        return False
 
     def forward(self, *live: Tensor) -> Tensor:
         """Compute the output; runs without autograd."""

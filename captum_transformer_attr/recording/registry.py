@@ -1,11 +1,16 @@
-"""Which function is recorded how: the files of ``captum_transformer_attr.ops`` enter their handlers here."""
+"""Which function and which module is recorded how: the files of ``captum_transformer_attr.ops`` enter it here."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
+
+from torch import Tensor, nn
 
 from captum_transformer_attr.recording.layout import Layout
+
+if TYPE_CHECKING:
+    from captum_transformer_attr.recording.node import Node
 
 Handler = Callable[..., Any]
 Inference = Callable[..., "Layout | None"]
@@ -44,3 +49,19 @@ def infers(*names: str) -> Callable[[Inference], Inference]:
         return infer
 
     return register
+
+
+class ModuleRule(Protocol):
+    """What a user registered for a module class."""
+
+    def operation(self, module: nn.Module, leaves: list[Tensor], y: Tensor) -> Node:
+        """The one operation that a module is, from ``leaves`` to ``y``."""
+
+
+MODULE_RULES: dict[type[nn.Module], ModuleRule] = {}
+
+
+def rule_for_module(module: nn.Module) -> ModuleRule | None:
+    """The rule registered for a module's class or the nearest of its bases."""
+    kinds = type(module).__mro__ if MODULE_RULES else ()
+    return next((MODULE_RULES[kind] for kind in kinds if kind in MODULE_RULES), None)

@@ -5,15 +5,13 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
-import captum_transformer_attr.ops  # noqa: F401  registers the operations
 from captum_transformer_attr.errors import UnsupportedModelError
-from captum_transformer_attr.ops.attention import Attention
 from captum_transformer_attr.recording.audit import audit
 from captum_transformer_attr.recording.inputs import Inputs, attach, private
 from captum_transformer_attr.recording.modules import Modules, as_evaluated, uncompiled, watched
@@ -27,6 +25,9 @@ from captum_transformer_attr.recording.signal import Signal
 from captum_transformer_attr.recording.tags import CUT, HANDLE, Tag, tag_of
 from captum_transformer_attr.recording.tap import Tap
 from captum_transformer_attr.recording.targets import Contrast, select
+
+if TYPE_CHECKING:
+    from captum_transformer_attr.ops.attention import Attention
 
 # How far the recorded forward may be from the plain one, relative to the largest output: rounding, not more.
 AGREEMENT = {torch.float64: 1e-9, torch.float32: 2e-4, torch.float16: 0.05, torch.bfloat16: 0.2}
@@ -81,7 +82,7 @@ class Recording:
             raise LayoutLostError("a slice of the batch axis")
         nodes = set(audit(self.selected)).union(() if self.subtracted is None else audit(self.subtracted))
         self.nodes = sorted(nodes, key=lambda node: node.index)
-        self.attentions = [n for n in self.nodes if isinstance(n, Attention) and not n.over_channels]
+        self.attentions = [cast("Attention", n) for n in self.nodes if n.is_attention]
         return self.selected
 
     def send(

@@ -13,6 +13,7 @@ from torch import Tensor
 from captum_transformer_attr.ops.attention import FusedAttention, Softmax, ValueProduct
 from captum_transformer_attr.ops.bilinear import MatMul, unbroadcast
 from captum_transformer_attr.ops.custom import Custom
+from captum_transformer_attr.ops.division import STABILISER, divide, is_nothing
 from captum_transformer_attr.ops.elementwise import Elementwise, Scale
 from captum_transformer_attr.ops.embedding import Embedding
 from captum_transformer_attr.ops.linear import LinearMap, Pool
@@ -23,7 +24,6 @@ from captum_transformer_attr.ops.scatter import Accumulation
 from captum_transformer_attr.ops.shape import Join
 from captum_transformer_attr.recording.node import Grads, Node
 from captum_transformer_attr.recording.signal import Rule, Signal
-from captum_transformer_attr.rules.table import STABILISER, divide, is_nothing
 
 
 def identity(node: Node, r: Tensor, signal: Signal) -> Grads:
