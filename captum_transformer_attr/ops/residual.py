@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_transformer_attr.ops.attention import Attention
 from captum_transformer_attr.ops.bilinear import unbroadcast
 from captum_transformer_attr.ops.elementwise import scaled
 from captum_transformer_attr.ops.norm import centred
@@ -79,7 +78,7 @@ class Sum(Node):
 
 def attention_origins(recorder: Recorder) -> int:
     """Bit set of the attention calls over tokens so far."""
-    calls = (node for node in recorder.captured if isinstance(node, Attention) and not node.over_channels)
+    calls = (node for node in recorder.captured if node.is_attention)
     return functools.reduce(lambda bits, node: bits | 1 << node.tag.origin, calls, 0)
 
 

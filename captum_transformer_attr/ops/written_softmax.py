@@ -15,7 +15,7 @@ from torch import Tensor
 from captum_transformer_attr.ops.attention import Softmax, softmax_of, unshifted
 from captum_transformer_attr.ops.bilinear import MatMul
 from captum_transformer_attr.ops.elementwise import Elementwise, Scale, apply_elementwise
-from captum_transformer_attr.ops.linear import Pool
+from captum_transformer_attr.ops.pooling import Pool
 from captum_transformer_attr.ops.residual import ConstantSum
 from captum_transformer_attr.recording import tags
 from captum_transformer_attr.recording.node import node_of

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -109,6 +110,13 @@ def broadcast(layouts: Sequence[tuple[Layout | None, Sequence[int]]], shape: Seq
         axes.sort(key=lambda factors: any(label == MIXED for label, _ in factors))
         result.append(axes[0] if axes else axis(MIXED, shape[i]))
     return tuple(result) if any(layout is not None for layout, _ in layouts) else None
+
+
+def dims_of(x: Tensor, dim: Any) -> tuple[int, ...]:
+    """Axes of a reduction as non-negative numbers; None or () means all."""
+    if dim is None or (isinstance(dim, (tuple, list)) and not dim):
+        return tuple(range(x.ndim))
+    return tuple(d % x.ndim for d in ((dim,) if isinstance(dim, int) else dim))
 
 
 def without(layout: Layout | None, dims: Sequence[int], keepdim: bool = False) -> Layout | None:

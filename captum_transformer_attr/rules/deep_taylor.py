@@ -16,8 +16,9 @@ from captum_transformer_attr.ops.custom import Custom
 from captum_transformer_attr.ops.division import STABILISER, divide, is_nothing
 from captum_transformer_attr.ops.elementwise import Elementwise, Scale
 from captum_transformer_attr.ops.embedding import Embedding
-from captum_transformer_attr.ops.linear import LinearMap, Pool
+from captum_transformer_attr.ops.linear import LinearMap
 from captum_transformer_attr.ops.norm import Centring, Norm, Statistic
+from captum_transformer_attr.ops.pooling import Pool
 from captum_transformer_attr.ops.product import Product
 from captum_transformer_attr.ops.residual import ConstantSum, Sum
 from captum_transformer_attr.ops.scatter import Accumulation
