@@ -96,7 +96,6 @@ def passed_by_all(node: Node, reached: Collection[Node], number: int) -> bool:
 def token_scores(
     recording: Recording,
     name: str,
-    leaf: Tensor,
     arrived: Tensor,
     seen: dict[Node, Tensor],
     trunk: dict[Node, Tensor],

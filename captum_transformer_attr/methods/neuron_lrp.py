@@ -85,7 +85,7 @@ class NeuronTransformerLRP(NeuronAttribution, GradientAttribution):  # type: ign
         lrp = copy.copy(self.lrp)  # of this call alone: threads may share the object
         lrp.forward_func = self.forward_func
         lrp.tap = Tap(self.forward_func, [self.layer], attribute_to_neuron_input)
-        explained = lrp.explain(given, neuron_selector, lambda recording: lrp.compute(recording, False), join_explained)
+        explained = lrp.explain(given, neuron_selector, lambda recording: lrp.score(recording, False), join_explained)
         return given.pack({name: finished(r, given.values[name]) for name, r in explained.relevance.items()})
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -98,13 +98,21 @@ def one_pass(
         arrived = [g if x is None else x * g for x, g in zip(factors, arrived, strict=True)]
     if not accounting:
         return Propagated(arrived, {}, None)
-    delta = start.total.double()
-    for r in arrived:
-        delta = delta - r.double().flatten(1).sum(1)
-    for taken in parameters.values():
-        delta = delta - taken
     dtype = recording.selected.dtype
-    return Propagated(arrived, {path: r.to(dtype) for path, r in parameters.items()}, delta.to(dtype))
+    delta = unaccounted(recording, start.total, arrived, parameters)
+    return Propagated(arrived, {path: r.to(dtype) for path, r in parameters.items()}, delta)
+
+
+def unaccounted(
+    recording: Recording, sent: Tensor, arrived: Sequence[Tensor], parameters: Mapping[str, Tensor]
+) -> Tensor:
+    """What is left ``(N,)`` of the relevance ``sent`` after what arrived at tensors and what parameters took."""
+    rest = sent.double()
+    for r in arrived:
+        rest = rest - r.double().reshape(recording.inputs.batch, -1).sum(1)
+    for taken in parameters.values():
+        rest = rest - taken
+    return rest.to(recording.selected.dtype)
 
 
 def leaf_factors(recording: Recording) -> list[Tensor | None]:

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from captum_transformer_attr.errors import InputError
 from captum_transformer_attr.flow.maps import Maps
+from captum_transformer_attr.flow.rollout import terminal_sums
 from captum_transformer_attr.flow.statistics import StatisticsFlow, block_norms, merging_layers
 from captum_transformer_attr.flow.token_flow import Weights
-from captum_transformer_attr.methods.token_level import TokenAttribution, terminal_sums
+from captum_transformer_attr.methods.token_level import TokenAttribution
 from captum_transformer_attr.ops.attention import Attention
 from captum_transformer_attr.ops.residual import Sum
 from captum_transformer_attr.recording import layout as lay
