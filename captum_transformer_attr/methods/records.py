@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from captum_transformer_attr.flow.maps import Maps, by_example, whole
-from captum_transformer_attr.flow.streams import Call, find_streams
+from captum_transformer_attr.flow.stream_finder import find_streams
+from captum_transformer_attr.flow.streams import Call
 from captum_transformer_attr.recording import layout as lay
 from captum_transformer_attr.recording.nested import tensors_in
 from captum_transformer_attr.recording.session import Recording

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from captum_transformer_attr.errors import InputError
 from captum_transformer_attr.flow.maps import Maps
 from captum_transformer_attr.flow.rollout import Passed, passed
-from captum_transformer_attr.flow.streams import find_streams
+from captum_transformer_attr.flow.stream_finder import find_streams
 from captum_transformer_attr.methods.base import check_number
 from captum_transformer_attr.methods.layer_sum import refuse_lost
 from captum_transformer_attr.methods.records import stream_of

@@ -82,18 +82,7 @@ class TokenAttribution(TransformerAttribution):
         watched = {node for n in names for node in candidates(recording, n)}
 
         everything, trunk = self.roll_out(recording, maps, leaves, watched)
-        tokens = {
-            name: token_scores(
-                recording,
-                name,
-                everything.arrived[i],
-                everything.seen,
-                trunk.seen,
-                trunk.arrived[i],
-                everything.reached,
-            )
-            for i, name in enumerate(names)
-        }
+        tokens = {name: token_scores(recording, name, everything, trunk) for name in names}
         return Scored(tokens, lost)
 
     def roll_out(
@@ -102,7 +91,7 @@ class TokenAttribution(TransformerAttribution):
         """What the attention weights bring to the inputs, and the share of it that is the read-out rows' identity."""
         weights = partial(self.weights, maps)
 
-        def passed_by(active: list[Attention], trunk_only: bool = False) -> Passed:
+        def passed_by(active: list[Attention], trunk_only: bool) -> Passed:
             return passed(recording, self.flow(recording, weights, active, trunk_only), leaves, watched)
 
         return roll_out(self.active_sets(recording), passed_by, self.normalize)
