@@ -7,11 +7,10 @@ from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
-from captum.attr._utils.attribution import GradientAttribution
-from captum.log import log_usage
 from torch import Tensor, nn
 
 import captum_transformer_attr.ops  # noqa: F401  registers the operations
+from captum_transformer_attr.captum_compat import GradientAttribution, log_usage
 from captum_transformer_attr.errors import InputError, UnsupportedModelError
 from captum_transformer_attr.methods.scored import Scored, join_scored
 from captum_transformer_attr.recording.inputs import Inputs, parse

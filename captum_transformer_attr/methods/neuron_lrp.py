@@ -7,11 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from captum._utils.common import _verify_select_neuron
-from captum.attr._utils.attribution import GradientAttribution, NeuronAttribution
-from captum.log import log_usage
 from torch import nn
 
+from captum_transformer_attr.captum_compat import GradientAttribution, NeuronAttribution, log_usage, select_neuron
 from captum_transformer_attr.errors import TargetError
 from captum_transformer_attr.methods.base import finished, parsed
 from captum_transformer_attr.methods.transformer_lrp import TransformerLRP, join_explained
@@ -98,7 +96,7 @@ class NeuronLRP(TransformerLRP):
         # Selectors may compute: their operations are recorded like the model's.
         with recording.recorder, torch.enable_grad():
             try:
-                recording.output = _verify_select_neuron(tensors, target)
+                recording.output = select_neuron(tensors, target)
             except (AssertionError, IndexError, TypeError, ValueError) as error:
                 if callable(target):
                     raise

@@ -34,7 +34,6 @@ class Attention(Node):
     captured = True
     value: Tensor
     over_channels: bool = False
-    query_tag: Tag | None = None
     key_tag: Tag | None = None
 
     @property
@@ -275,46 +274,51 @@ def scaled_dot_product_attention(
     if dropout_p > 0:
         return NotImplemented  # attention dropout outside training: not reproducible, the audit refuses it
     scale = query.shape[-1] ** -0.5 if scale is None else scale
+    if enable_gqa and key.shape[-3] != query.shape[-3]:
+        with recorder:
+            key, value = (t.repeat_interleave(query.shape[-3] // t.shape[-3], -3) for t in (key, value))
+    if attn_mask is not None and attn_mask.requires_grad:
+        return written_out(recorder, query, key, value, attn_mask, scale)
+    lead = lay.broadcast_shape(query.shape[:-2], key.shape[:-2], value.shape[:-2])
     with recorder:
-        if enable_gqa and key.shape[-3] != query.shape[-3]:
-            key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
-            value = value.repeat_interleave(query.shape[-3] // value.shape[-3], -3)
-        if attn_mask is not None and attn_mask.requires_grad:
-            scores = query @ key.transpose(-1, -2) * scale + attn_mask
-            return scores.softmax(-1) @ value
-        lead = lay.broadcast_shape(query.shape[:-2], key.shape[:-2], value.shape[:-2])
         query, key, value = (t if t.shape[:-2] == lead else t.expand(*lead, *t.shape[-2:]) for t in (query, key, value))
     if attn_mask is not None and attn_mask.is_floating_point() and attn_mask.dtype != query.dtype:
         attn_mask = mask_of_same_precision(recorder, query, key, value, attn_mask, scale)
-    operands = (query, key, value)
     live = (query.requires_grad, key.requires_grad, value.requires_grad)
     if live in ((True, False, True), (False, True, True)) and not is_causal and not hides_every_key(attn_mask):
         # Learned queries (attention pooling): their product with the keys is linear in the keys and gets its rule, as
         # where it is written out.
-        with recorder:
-            scores = query @ key.transpose(-1, -2) * scale
-            if attn_mask is not None:
-                scores = (
-                    scores.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
-                )
-            return scores.softmax(-1) @ value
-    node = FusedAttention(attn_mask, is_causal, scale, live, tuple(t.detach() for t in operands))
+        return written_out(recorder, query, key, value, attn_mask, scale)
+    constants = (query.detach(), key.detach(), value.detach())
+    return run_fused(recorder, FusedAttention(attn_mask, is_causal, scale, live, constants), query, key, value)
+
+
+def written_out(
+    recorder: Recorder, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
+) -> Tensor:
+    """The same attention as products, a sum and a softmax."""
+    with recorder:
+        scores = query @ key.transpose(-1, -2) * scale
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
+        return scores.softmax(-1) @ value
+
+
+def run_fused(recorder: Recorder, node: FusedAttention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Record one call whose operands have the same leading axes."""
+    operands = (query, key, value)
     found = [t for t in map(tag_of, operands) if t is not None]
-    tq, tv = tag_of(query), tag_of(value)
-    rows = tq or found[0]
-    layout = None
-    if rows.layout is not None:
-        last = tv.layout[-1] if tv and tv.layout else lay.axis(lay.FEATURE, value.shape[-1])
-        full = lay.resized(rows.layout, (*lead, query.shape[-2], value.shape[-1]))
-        layout = None if full is None else (*full[:-1], last)
-    node.query_tag, node.key_tag = tq, tag_of(key)
-    depth = max(t.attention for t in found) + 1
-    out = recorder.run(
+    rows, values = tag_of(query) or found[0], tag_of(value)
+    layout = lay.resized(rows.layout, (*query.shape[:-1], value.shape[-1])) if rows.layout is not None else None
+    if layout is not None:
+        last = values.layout[-1] if values and values.layout else lay.axis(lay.FEATURE, value.shape[-1])
+        layout = (*layout[:-1], last)
+    node.key_tag = tag_of(key)
+    return recorder.run(
         node,
         *(t for t in operands if t.requires_grad),
         layout=layout,
-        attention=depth,
+        attention=max(t.attention for t in found) + 1,
         weighted=min(t.weighted for t in found) + 1,
         carried=0,
     )
-    return out
