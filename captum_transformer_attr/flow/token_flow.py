@@ -14,7 +14,7 @@ from torch import Tensor
 
 from captum_transformer_attr.errors import UnsupportedOperationError
 from captum_transformer_attr.flow.normalisation import over_heads, row_sums, take_second_identity
-from captum_transformer_attr.ops.attention import Attention, Softmax
+from captum_transformer_attr.ops.attention import Attention
 from captum_transformer_attr.ops.bilinear import MatMul, unbroadcast
 from captum_transformer_attr.ops.custom import Custom
 from captum_transformer_attr.ops.elementwise import Elementwise, Scale
@@ -25,6 +25,7 @@ from captum_transformer_attr.ops.product import Product
 from captum_transformer_attr.ops.residual import ConstantSum, Sum, common_root
 from captum_transformer_attr.ops.scatter import Accumulation
 from captum_transformer_attr.ops.shape import Join
+from captum_transformer_attr.ops.softmax import Softmax
 from captum_transformer_attr.recording import layout as lay
 from captum_transformer_attr.recording import tags
 from captum_transformer_attr.recording.node import Grads, Node

@@ -18,7 +18,8 @@ from captum_transformer_attr.methods.base import TransformerAttribution, check_n
 from captum_transformer_attr.methods.propagation import unaccounted
 from captum_transformer_attr.methods.records import AttentionRecords, collect_records, join_records
 from captum_transformer_attr.methods.scored import Scored
-from captum_transformer_attr.ops.attention import Attention, Softmax
+from captum_transformer_attr.ops.attention import Attention
+from captum_transformer_attr.ops.softmax import Softmax
 from captum_transformer_attr.recording.node import Node
 from captum_transformer_attr.recording.outputs import OutputChoice
 from captum_transformer_attr.recording.session import Recording

@@ -5,6 +5,7 @@ from captum_transformer_attr.ops import linear as linear
 from captum_transformer_attr.ops import convolution as convolution
 from captum_transformer_attr.ops import pooling as pooling
 from captum_transformer_attr.ops import grouped as grouped
+from captum_transformer_attr.ops import softmax as softmax
 from captum_transformer_attr.ops import attention as attention
 from captum_transformer_attr.ops import bilinear as bilinear
 from captum_transformer_attr.ops import constant_attention as constant_attention

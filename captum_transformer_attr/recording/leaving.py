@@ -2,9 +2,7 @@
 
 ``detach``, ``.data`` and ``no_grad`` parts give values that look constant: they are marked (``CUT``), and using them
 together with values that depend on an input is refused by name. So is handing values to Python or NumPy (``item``,
-``numpy``), where no mark could follow them, and writing into a tensor behind autograd's back. A tensor that came back
-from where the recorder does not see (a scripted function, an ``autograd.Function``) gets its provenance from autograd's
-own graph; the audit judges what happened in between.
+``numpy``), where no mark could follow them, and writing into a tensor behind autograd's back.
 """
 
 from __future__ import annotations
@@ -16,7 +14,7 @@ from torch import Tensor
 
 from captum_transformer_attr.errors import UnsupportedOperationError
 from captum_transformer_attr.recording import tags
-from captum_transformer_attr.recording.tags import CUT, UNKNOWN, Tag
+from captum_transformer_attr.recording.tags import CUT, UNKNOWN
 
 if TYPE_CHECKING:
     from captum_transformer_attr.recording.recorder import Recorder
@@ -177,27 +175,3 @@ def refuse_nested(recorder: Recorder, tensor: Tensor) -> None:
             f"{place(recorder.path)} computes with nested tensors, whose tokens cannot be followed. "
             f"Way out: padded tensors and a mask, or examples one by one without nesting."
         )
-
-
-def recover(recorder: Recorder, tensor: Tensor) -> None:
-    """Tag a live tensor from where the recorder does not see, by the recorded operations autograd's graph leads to."""
-    found: dict[int, Tag] = {}
-    stack, seen = [tensor.grad_fn], set()
-    while stack:
-        fn = stack.pop()
-        if fn is None or fn in seen:
-            continue
-        seen.add(fn)
-        tag = recorder.made.get(fn)
-        if tag is not None:
-            found[tag.origin] = tag
-        else:
-            stack += [f for f, _ in fn.next_functions]
-    if not found:
-        raise UnsupportedOperationError(
-            f"{place(recorder.path)} uses a tensor with a gradient graph of its own, which was not made in this "
-            "forward: an operation that the recorder "
-            "cannot see, or a tensor from outside. Way out: detach buffers and cached tensors before attributing, or "
-            "register_rule for the module around it."
-        )
-    setattr(tensor, tags.ATTRIBUTE, recorder.merged(list(found.values())))

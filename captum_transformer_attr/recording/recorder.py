@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +14,6 @@ from torch.overrides import TorchFunctionMode
 from captum_transformer_attr.errors import UnsupportedOperationError
 from captum_transformer_attr.recording import tags
 from captum_transformer_attr.recording.atomic import Atomic
-from captum_transformer_attr.recording.layout import features, resized
 from captum_transformer_attr.recording.leaving import (
     EXPORTS,
     attached,
@@ -24,7 +22,6 @@ from captum_transformer_attr.recording.leaving import (
     mark_dropped,
     pass_marks,
     place,
-    recover,
     refuse_alias,
     refuse_cut,
     refuse_export,
@@ -36,10 +33,11 @@ from captum_transformer_attr.recording.node import Node, Record
 from captum_transformer_attr.recording.precision import CONVERSIONS, promoted
 from captum_transformer_attr.recording.registry import HANDLERS, LAYOUTS, ON_CONSTANTS, REFUSED
 from captum_transformer_attr.recording.signal import Pass, Signal
-from captum_transformer_attr.recording.tags import HANDLE, Tag, describe, tag_of
+from captum_transformer_attr.recording.tagging import recover, tag_base, tag_native
+from captum_transformer_attr.recording.tags import HANDLE, Tag, tag_of
 from captum_transformer_attr.recording.token_ids import with_handles
 from captum_transformer_attr.recording.undispatched import undispatched
-from captum_transformer_attr.recording.writes import Writes, tag_base, write
+from captum_transformer_attr.recording.writes import Writes, write
 
 
 class Recorder(TorchFunctionMode):
@@ -164,7 +162,7 @@ class Recorder(TorchFunctionMode):
         mark_dropped(self, name, result if written is None else written)
         for out in tensors_in((result,) if written is None else (written,)):
             if out.requires_grad:
-                self.tag_native(out, name, operands, args, kwargs)
+                tag_native(self, out, name, operands, args, kwargs)
         if written is not None:
             tag_base(self, written)
             if isinstance(result, Tensor) and result is not written and result.requires_grad:
@@ -228,38 +226,6 @@ class Recorder(TorchFunctionMode):
         values.update(overrides)
         values["carried"] |= 1 << self.counter
         return Tag(origin=self.counter, ancestors=ancestors, **values)
-
-    def tag_native(self, out: Tensor, name: str, operands: list[Tensor], args: Any, kwargs: Any) -> None:
-        if name in LIKE_ANOTHER:
-            operands = operands[:1]
-        found = [t for t in map(tag_of, operands) if t is not None]
-        if not found:
-            found = [self.merged([])]
-        infer = LAYOUTS.get(name) or LAYOUTS.get(base_name(name))
-        first = found[0]
-        try:
-            layout = infer(out, *args, **kwargs) if infer else resized(first.layout, out.shape)
-        except (RuntimeError, TypeError, ValueError, IndexError):
-            layout = None
-        if name == "__getitem__" and layout is None and first.layout is not None and not tensors_in(args[1:]):
-            self.mixes_examples = True
-        if len(found) == 1 and layout is not None and features(layout) < features(first.layout):
-            # Some channels of several (queries of a joint projection, half of a gated unit) are values of their own.
-            part = (first.origin, out.storage_offset(), out.shape, out.stride())
-            moved = self.parts.setdefault(
-                part, self.merged(found, role=first.role, root=first.root, sum_of=first.sum_of)
-            )
-            moved = replace(moved, layout=layout)
-        elif len(found) == 1:
-            # Values that only moved keep their identity, so that a trunk is recognised behind a reshape or a cast.
-            moved = replace(first, layout=layout, parts=(), parts_dim=0)
-        else:
-            roles = {t.role for t in found}
-            moved = self.merged(found, layout=layout, role=roles.pop() if len(roles) == 1 else tags.PLAIN)
-        setattr(out, tags.ATTRIBUTE, moved)
-        if out.grad_fn is not None:
-            self.made[out.grad_fn] = moved
-            describe(out.grad_fn, name, self.path)
 
 
 def node_behind(recorder: Recorder, tag: Tag | None) -> Node | None:

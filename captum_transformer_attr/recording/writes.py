@@ -9,8 +9,8 @@ from torch import Tensor
 
 from captum_transformer_attr.errors import UnsupportedOperationError
 from captum_transformer_attr.recording import tags
-from captum_transformer_attr.recording.layout import resized
 from captum_transformer_attr.recording.leaving import WAY_OUT, place
+from captum_transformer_attr.recording.tagging import tag_base
 from captum_transformer_attr.recording.tags import tag_of
 
 if TYPE_CHECKING:
@@ -105,14 +105,3 @@ def write(recorder: Recorder, target: Tensor, value: Tensor) -> Tensor:
     setattr(target, tags.ATTRIBUTE, tag_of(value))
     tag_base(recorder, target)
     return target
-
-
-def tag_base(recorder: Recorder, written: Tensor) -> None:
-    """A write into a view makes the viewed tensor depend on the input too."""
-    base = written._base
-    tag = tag_of(written)
-    if base is not None and tag is not None and base.requires_grad:
-        found = [tag] if tag_of(base) is None else [tag_of(base), tag]
-        known = [t for t in found if t is not None]
-        layout = known[0].layout if tag_of(base) is not None else resized(tag.layout, base.shape)
-        setattr(base, tags.ATTRIBUTE, recorder.merged(known, layout=layout))
