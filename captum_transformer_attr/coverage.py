@@ -14,15 +14,14 @@ from captum_transformer_attr.errors import InputError, TransformerAttributionErr
 from captum_transformer_attr.flow.token_flow import TABLE as TOKEN_FLOW
 from captum_transformer_attr.methods.base import target_of
 from captum_transformer_attr.methods.transformer_relevance import TransformerRelevance
-from captum_transformer_attr.ops.attention import Attention
 from captum_transformer_attr.ops.custom import Custom
 from captum_transformer_attr.recording.audit import walk
 from captum_transformer_attr.recording.inputs import Inputs, parse
 from captum_transformer_attr.recording.node import LayoutLostError, Node
 from captum_transformer_attr.recording.outputs import OutputChoice
 from captum_transformer_attr.recording.session import ONE_AT_A_TIME, Recording, recorded
+from captum_transformer_attr.recording.signal import Rule, Signal
 from captum_transformer_attr.rules.deep_taylor import TABLE as DEEP_TAYLOR
-from captum_transformer_attr.rules.table import Rule, Signal
 
 Table = Mapping[type[Node], Rule]
 TABLES: dict[str, Table] = {"deep_taylor": DEEP_TAYLOR, "token flow": TOKEN_FLOW}
@@ -131,7 +130,7 @@ def table_of(model: nn.Module | Callable[..., Any], given: Inputs, target: Any, 
         refused = tuple(row.refused for row in rows if row.refused)
         if not refused:
             refused = refusals(TransformerRelevance(model, output=output), recording, target)
-        found = {node for node, _ in walk(recording.output) if isinstance(node, Attention) and not node.over_channels}
+        found = {node for node, _ in walk(recording.output) if node is not None and node.is_attention}
         return Coverage(rows, len(found), refused)
 
 

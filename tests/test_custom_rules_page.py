@@ -5,7 +5,7 @@ import io
 import re
 from pathlib import Path
 
-from captum_transformer_attr.ops.custom import RULES
+from captum_transformer_attr.recording.registry import MODULE_RULES
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "custom_rules.md"
 
@@ -25,12 +25,12 @@ def run_page():
 
 
 def test_the_page_runs_as_it_says():
-    before = dict(RULES)
+    before = dict(MODULE_RULES)
     try:
         compared = run_page()
     finally:
-        RULES.clear()
-        RULES.update(before)
+        MODULE_RULES.clear()
+        MODULE_RULES.update(before)
     assert len(compared) == 5
     for written, printed in compared:
         assert printed == written

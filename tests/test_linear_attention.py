@@ -12,7 +12,7 @@ from torch import nn
 
 from captum_transformer_attr import AttentionRollout, TransformerLRP, TransformerRelevance
 from captum_transformer_attr.errors import UnsupportedOperationError
-from captum_transformer_attr.rules.table import STABILISER, divide
+from captum_transformer_attr.ops.division import STABILISER, divide
 
 WIDTH, HEADS, TOKENS = 8, 2, 9
 

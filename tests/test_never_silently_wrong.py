@@ -24,7 +24,7 @@ from captum_transformer_attr import (
 )
 from captum_transformer_attr.recording.inputs import parse
 from captum_transformer_attr.recording.session import recorded
-from captum_transformer_attr.rules.table import gradient_signal
+from captum_transformer_attr.recording.signal import gradient_signal
 
 IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 

@@ -10,7 +10,7 @@ from tiny_models import randomise
 from torch import nn
 
 from captum_transformer_attr import AttentionRelevance, TransformerRelevance
-from captum_transformer_attr.flow.streams import find_streams
+from captum_transformer_attr.flow.stream_finder import find_streams
 from captum_transformer_attr.recording.inputs import parse
 from captum_transformer_attr.recording.session import recorded
 

@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from captum._utils.gradient import _run_forward  # the targets of Captum, exactly
 from torch import Tensor, nn
 
+from captum_transformer_attr.captum_compat import run_forward  # the targets of Captum, exactly
 from captum_transformer_attr.comparison.float_view import FloatView
 from captum_transformer_attr.errors import InputError
 
@@ -53,7 +53,7 @@ def last_token_layer(view: FloatView, target: Any) -> nn.Module:
     try:
         with torch.enable_grad():
             features = tuple(tensor.detach().requires_grad_() for tensor in view.features)
-            score = _run_forward(view, features, target, view.others or None)
+            score = run_forward(view, features, target, view.others or None)
     finally:
         for handle in handles:
             handle.remove()

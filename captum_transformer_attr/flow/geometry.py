@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from captum_transformer_attr.flow.rollout import Passed
 from captum_transformer_attr.recording import layout as lay
 from captum_transformer_attr.recording.node import Node
 from captum_transformer_attr.recording.session import Recording
@@ -93,37 +94,24 @@ def passed_by_all(node: Node, reached: Collection[Node], number: int) -> bool:
     )
 
 
-def token_scores(
-    recording: Recording,
-    name: str,
-    leaf: Tensor,
-    arrived: Tensor,
-    seen: dict[Node, Tensor],
-    trunk: dict[Node, Tensor],
-    at_trunk: Tensor,
-    reached: Collection[Node],
-) -> TokenScores:
-    """Scores of one input, the trunk's share taken out.
-
-    From what arrived at the input (``arrived``) and at the operations that were watched (``seen``).
-
-    ``reached``: every operation that the flow passed.
-    """
-    result = arrived - at_trunk
+def token_scores(recording: Recording, name: str, everything: Passed, trunk: Passed) -> TokenScores:
+    """Scores of one input from what passed, the trunk's share taken out."""
+    number = recording.inputs.explained.index(name)
+    result = everything.arrived[number] - trunk.arrived[number]
     if not recording.inputs.values[name].is_floating_point():
         return TokenScores(result, tuple(range(1, result.ndim)))
     batch = recording.inputs.batch
     grids = {
-        node: on_grid(seen[node], node.layout, name, batch)
+        node: on_grid(everything.seen[node], node.layout, name, batch)
         for node in candidates(recording, name)
-        if node in seen and node.layout is not None
+        if node in everything.seen and node.layout is not None
     }
-    number = recording.inputs.explained.index(name)
     for node, here in reversed(grids.items()):
         # The last operation that everything passes: later ones lie in branches, earlier ones on coarser or finer grids.
-        if passed_by_all(node, reached, number):
+        if passed_by_all(node, everything.reached, number):
             assert node.layout is not None
-            scores = here - on_grid(trunk[node], node.layout, name, batch) if node in trunk else here
+            at_trunk = trunk.seen.get(node)
+            scores = here if at_trunk is None else here - on_grid(at_trunk, node.layout, name, batch)
             axes = axes_of(node.layout, name)
             stride = node.tag.stride if len(node.tag.stride) == len(axes) else ()
             return TokenScores(recording.inputs.placed(name, scores), axes, stride)

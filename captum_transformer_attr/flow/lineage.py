@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from captum_transformer_attr.ops.attention import Attention, FusedAttention, Softmax
+from captum_transformer_attr.ops.attention import Attention, FusedAttention
 from captum_transformer_attr.ops.bilinear import MatMul
 from captum_transformer_attr.ops.custom import Custom
 from captum_transformer_attr.ops.elementwise import Elementwise, Scale
@@ -20,6 +20,7 @@ from captum_transformer_attr.ops.norm import BatchNorm, Centring, LayerNorm
 from captum_transformer_attr.ops.product import Product
 from captum_transformer_attr.ops.residual import ConstantSum, Sum
 from captum_transformer_attr.ops.shape import Join
+from captum_transformer_attr.ops.softmax import Softmax
 from captum_transformer_attr.recording.node import Node
 
 Function = Any  # a node of torch's autograd graph

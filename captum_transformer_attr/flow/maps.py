@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from captum_transformer_attr.ops.attention import Attention, ValueProduct
+from captum_transformer_attr.ops.division import divide
 from captum_transformer_attr.recording.session import Recording
-from captum_transformer_attr.rules.table import Signal, divide, gradient_signal
+from captum_transformer_attr.recording.signal import Signal, gradient_signal
 
 
 class Maps:
@@ -36,17 +37,24 @@ class Maps:
         """One backward pass of the ordinary gradient."""
         self.gradients = self.collect(gradient_signal())
 
-    def collect_relevance(self, table: Signal, wrt: Sequence[Tensor] = ()) -> list[Tensor]:
-        """One backward pass of relevance; also down to ``wrt`` if given, whose relevance is returned."""
-        arrived = self.collect(table, wrt)
+    def collect_relevance(
+        self, table: Signal, wrt: Sequence[Tensor] = (), absorbed: dict[str, Tensor] | None = None
+    ) -> list[Tensor]:
+        """One backward pass of relevance; also down to ``wrt`` if given, whose relevance is returned.
+
+        ``absorbed``: see ``Recording.send``.
+        """
+        arrived = self.collect(table, wrt, absorbed)
         # S = R / out is all that R_A needs, and it is as small as the output.
         self.shares = {node: divide(r, node.y).div_(2) for node, r in arrived.items()}  # type: ignore[attr-defined]
         return self.rest
 
-    def collect(self, signal: Signal, wrt: Sequence[Tensor] = ()) -> dict[Attention, Tensor]:
+    def collect(
+        self, signal: Signal, wrt: Sequence[Tensor] = (), absorbed: dict[str, Tensor] | None = None
+    ) -> dict[Attention, Tensor]:
         outputs = [self.recording.recorder.captured[node] for node in self.attentions]
         edges: list[Any] = list(self.elsewhere.values())
-        grads = self.recording.send(signal, [*outputs, *edges, *wrt])
+        grads = self.recording.send(signal, [*outputs, *edges, *wrt], absorbed=absorbed)
         self.at_maps[signal.carries] = dict(zip(self.elsewhere, grads[len(outputs) :], strict=False))
         self.rest = grads[len(outputs) + len(edges) :]
         return dict(zip(self.attentions, grads, strict=False))

@@ -8,14 +8,14 @@ over the example's tokens in that layer.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from captum_transformer_attr.flow.normalisation import row_sums
 from captum_transformer_attr.flow.padding import real_tokens
-from captum_transformer_attr.flow.token_flow import TABLE, Flow, Weights, row_sums
+from captum_transformer_attr.flow.token_flow import TABLE, Flow, Weights
 from captum_transformer_attr.flow.token_flow import linear as flat_linear
 from captum_transformer_attr.ops.attention import Attention
 from captum_transformer_attr.ops.linear import Linear
@@ -26,6 +26,7 @@ from captum_transformer_attr.ops.shape import Join
 from captum_transformer_attr.recording import layout as lay
 from captum_transformer_attr.recording.node import Grads, LayoutLostError, Node
 from captum_transformer_attr.recording.session import Recording
+from captum_transformer_attr.recording.signal import Rule
 
 BEFORE, WITHIN, AFTER = "before", "within", "after"
 
@@ -113,18 +114,39 @@ def relative_deviation(block: BlockNorm) -> Tensor:
     return sigma / outer.expand(shape).reshape(sigma.shape)
 
 
-class StatisticsFlow(Flow):
-    """Token flow in which layer norms of attention residuals divide by σ̂.
+@dataclass(frozen=True)
+class Correction:
+    """How layer-norm statistics correct the token flows of one recording.
 
     Attributes:
+        blocks: see ``block_norms``.
         side: ``"key"`` divides the keys' share, r ← r + (r Ā) / σ̂; ``"query"`` the queries', r ← r + (r / σ̂) Ā;
             ``"row"`` uses the row-normalised diag(σ̂) + Ā; ``"none"`` leaves the statistics out. A norm within the
             branch (Swin-V2) or behind the sum (BERT) divides what passes it.
-        starts: share of every token at the last residual, uniform where there is none.
         neutral: put 1 in the place of every σ̂.
         merging_layers: layers that share a parent's relevance among its children by the size of their activations;
             others share it equally.
+        starts: share of every token at the last residual, uniform where there is none.
+        sigmas: σ̂ of the norms that were asked for.
     """
+
+    blocks: Mapping[Sum, BlockNorm]
+    side: str
+    neutral: bool = False
+    merging_layers: Collection[Linear] = ()
+    starts: Mapping[Sum, Tensor] = field(default_factory=dict)
+    sigmas: dict[Node, Tensor] = field(default_factory=dict)
+
+    def sigma(self, block: BlockNorm) -> Tensor:
+        """σ̂ of a block's norm."""
+        if block.norm not in self.sigmas:
+            sigma = relative_deviation(block)
+            self.sigmas[block.norm] = torch.ones_like(sigma) if self.neutral else sigma
+        return self.sigmas[block.norm]
+
+
+class StatisticsFlow(Flow):
+    """Token flow in which layer norms of attention residuals divide by σ̂."""
 
     def __init__(
         self,
@@ -132,40 +154,24 @@ class StatisticsFlow(Flow):
         active: Collection[Attention],
         terminals: Collection[Sum],
         trunk_only: bool,
-        blocks: Mapping[Sum, BlockNorm],
-        statistics: dict[Node, Tensor],
-        side: str,
-        merging_layers: Collection[Linear],
-        starts: Mapping[Sum, Tensor],
-        neutral: bool = False,
+        correction: Correction,
     ) -> None:
-        super().__init__(weights, active, terminals, trunk_only, False)
-        self.rules = RULES
-        self.neutral = neutral
-        self.blocks, self.statistics, self.side, self.merging_layers, self.starts = (
-            blocks,
-            statistics,
-            side,
-            merging_layers,
-            starts,
-        )
-        active_blocks = [b for b in blocks.values() if b.attention in self.active or trunk_only]
+        super().__init__(weights, active, terminals, trunk_only)
+        self.rules, self.correction = RULES, correction
         # In front of an attention only the branch is divided; elsewhere everything that passes the norm.
-        self.dividing = (
-            {} if side == "none" else {b.norm: b for b in active_blocks if b.place != BEFORE or side == "key"}
-        )
-
-    def sigma(self, block: BlockNorm) -> Tensor:
-        if block.norm not in self.statistics:
-            sigma = relative_deviation(block)
-            self.statistics[block.norm] = torch.ones_like(sigma) if self.neutral else sigma
-        return self.statistics[block.norm]
+        self.dividing = {
+            block.norm: block
+            for block in correction.blocks.values()
+            if correction.side != "none"
+            and (trunk_only or block.attention in self.active)
+            and (block.place != BEFORE or correction.side == "key")
+        }
 
     def start(self, node: Sum, r: Tensor) -> Tensor:
         r = super().start(node, r)
-        if node not in self.starts:
+        if node not in self.correction.starts:
             return r
-        weights = torch.where(r != 0, self.starts[node].expand(r.shape), 0)
+        weights = torch.where(r != 0, self.correction.starts[node].expand(r.shape), 0)
         total = node.per_sample(r).sum((0, 2), keepdim=True)
         sums = node.per_sample(weights).sum((0, 2), keepdim=True)
         # Where no token speaks for the class at all, every read-out row counts the same.
@@ -173,40 +179,35 @@ class StatisticsFlow(Flow):
         return torch.where(sums == 0, node.per_sample(r), scaled).reshape(r.shape)
 
     def factors(self, node: Sum) -> tuple[Tensor, Tensor] | None:
-        block = self.blocks.get(node)
-        if (
-            block is None
-            or block.place != BEFORE
-            or self.side not in ("query", "row")
-            or block.attention not in self.active
-        ):
+        block, side = self.correction.blocks.get(node), self.correction.side
+        if block is None or block.place != BEFORE or side not in ("query", "row") or block.attention not in self.active:
             return None
-        sigma = self.sigma(block)
-        if self.side == "query":
+        sigma = self.correction.sigma(block)
+        if side == "query":
             return torch.ones_like(sigma), 1 / sigma
         rows = sigma + row_sums(node, self)
         return sigma / rows, 1 / rows
 
 
-def norm(node: Norm, r: Tensor, signal: Any) -> Grads:
+def norm(node: Norm, r: Tensor, signal: StatisticsFlow) -> Grads:
     block = signal.dividing.get(node)
-    return (r if block is None else r / signal.sigma(block),)
+    return (r if block is None else r / signal.correction.sigma(block),)
 
 
-def product(node: Product, r: Tensor, signal: Any) -> Grads:
+def product(node: Product, r: Tensor, signal: StatisticsFlow) -> Grads:
     """An RMS norm written by hand divides like any other."""
     block = signal.dividing.get(node)
     if block is not None:
-        r = r / signal.sigma(block)
+        r = r / signal.correction.sigma(block)
     return TABLE[Product](node, r, signal)
 
 
-def linear(node: Linear, r: Tensor, signal: Any) -> Grads:
+def linear(node: Linear, r: Tensor, signal: StatisticsFlow) -> Grads:
     """A merging layer may favour its more active children.
 
     Any other layer is token-wise, so that channels do not matter.
     """
-    if node not in signal.merging_layers:
+    if node not in signal.correction.merging_layers:
         return flat_linear(node, r, signal)
     size = node.x.abs()
     total = size.sum(-1, keepdim=True)
@@ -215,4 +216,4 @@ def linear(node: Linear, r: Tensor, signal: Any) -> Grads:
     )
 
 
-RULES: dict[type[Node], Any] = {**TABLE, Norm: norm, Product: product, Linear: linear}
+RULES: dict[type[Node], Rule] = {**TABLE, Norm: norm, Product: product, Linear: linear}

@@ -7,14 +7,14 @@ recorded forward.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection
 
 import torch
 from torch import Tensor
 
 from captum_transformer_attr.errors import UnsupportedOperationError
-from captum_transformer_attr.ops.attention import Attention, Softmax
+from captum_transformer_attr.flow.normalisation import over_heads, row_sums, take_second_identity
+from captum_transformer_attr.ops.attention import Attention
 from captum_transformer_attr.ops.bilinear import MatMul, unbroadcast
 from captum_transformer_attr.ops.custom import Custom
 from captum_transformer_attr.ops.elementwise import Elementwise, Scale
@@ -25,11 +25,11 @@ from captum_transformer_attr.ops.product import Product
 from captum_transformer_attr.ops.residual import ConstantSum, Sum, common_root
 from captum_transformer_attr.ops.scatter import Accumulation
 from captum_transformer_attr.ops.shape import Join
+from captum_transformer_attr.ops.softmax import Softmax
 from captum_transformer_attr.recording import layout as lay
 from captum_transformer_attr.recording import tags
 from captum_transformer_attr.recording.node import Grads, Node
-from captum_transformer_attr.recording.recorder import Recorder
-from captum_transformer_attr.rules.table import Rule, Signal
+from captum_transformer_attr.recording.signal import Rule, Signal
 
 Weights = Callable[[Attention, slice], Tensor]
 INPUTS = (1 << 63) - 1  # the bits of ``Tag.ancestors`` that stand for explained inputs
@@ -68,6 +68,14 @@ class Flow(Signal):
         """What leaves the last residual for the read-out rows found there."""
         return uniform(node, r)
 
+    def along_trunk(self) -> Flow:
+        """The same flow along residual trunks only."""
+        return Flow(self.weights, (), self.terminals, trunk_only=True)
+
+    def without_attention(self) -> Flow:
+        """A flow between a sum and its own attention, where no other attention lies."""
+        return Flow(no_weights, (), ())
+
     def factors(self, node: Sum) -> tuple[Tensor, Tensor] | None:
         """What the flow into trunk and attention branch of a residual is multiplied by, per token; None for 1."""
         # What a branch adds up by itself (attention plus MLP) is normalised where it joins the trunk, once.
@@ -88,6 +96,11 @@ class Flow(Signal):
         if node in self.watched:
             self.seen[node] = arriving
         return super().send(node, arriving)
+
+
+def no_weights(node: Attention, rows: slice) -> Tensor:
+    """No attention lies between a sum and its own attention."""
+    raise AssertionError("unreachable")
 
 
 def linear_map(node: LinearMap, r: Tensor, signal: Flow) -> Grads:
@@ -118,19 +131,6 @@ def attention(node: Attention, r: Tensor, signal: Flow) -> Grads:
         assert isinstance(keys, Tensor)
         value = (keys[..., None] / node.value.shape[-1]).expand(*keys.shape, node.value.shape[-1])
     return node.to_value(value)
-
-
-def over_heads(node: Attention, values: Tensor) -> Tensor:
-    """Values ``(..., rows, 1)`` with the mean over heads in the place of every head.
-
-    Without projections beside the attention, a token's channels are the heads' own, and Ā = E_h would not mix them.
-    """
-    lead = [] if node.layout is None else [factor for factors in node.layout[:-2] for factor in factors]
-    heads = [i for i, (label, _) in enumerate(lead) if label == lay.FEATURE]
-    if not heads or values.shape[:-2].numel() != math.prod(size for _, size in lead):
-        return values
-    apart = values.reshape(*(size for _, size in lead), *values.shape[-2:])
-    return apart.mean(heads, keepdim=True).expand_as(apart).reshape(values.shape)
 
 
 def residual(node: Sum, r: Tensor, signal: Flow) -> Grads:
@@ -170,92 +170,6 @@ def accumulation(node: Accumulation, r: Tensor, signal: Flow) -> Grads:
     first, second = ((t != 0).any(features, keepdim=True) if features else t != 0 for t in (node.a, node.b))
     share = r / (first.to(r.dtype) + second.to(r.dtype)).clamp(min=1)
     return share * first, share * second
-
-
-def take_second_identity(node: Sum, r: Tensor, signal: Flow) -> None:
-    """A branch with a residual of its own brings the trunk's tokens a second time.
-
-    So do MobileBERT's bottleneck and MViT's pooled queries.
-
-    Of the branch only what passed an attention counts, so its trunk-only flow is computed aside and taken away where
-    trunk and branch fork.
-    """
-    recorder = node.recorder
-    assert node.fork is not None and node.branch is not None
-    recorder.signal = Flow(signal.weights, (), signal.terminals, trunk_only=True)
-    try:
-        (second,) = torch.autograd.grad(
-            node.branch,
-            (recorder.edges[node.fork],),
-            unbroadcast(r, node.branch.shape),
-            retain_graph=True,
-            allow_unused=True,
-        )
-    finally:
-        recorder.signal = signal
-    if second is not None:
-        signal.corrections[node.fork] = signal.corrections.get(node.fork, 0) + second
-
-
-def row_sums(node: Sum, signal: Flow) -> Tensor:
-    """Row sums of Ā of the attentions that join the trunk here, per token.
-
-    Of the sum's shape and equal over channels.
-    """
-    branch = node.tags[0 if node.attends[0] and node.trunk != 0 else 1]
-    before = 0 if node.trunk is None else node.tags[node.trunk].ancestors
-    total = node.a.new_zeros(())
-    for a in signal.active:
-        if (branch.ancestors & ~before) >> a.tag.origin & 1:
-            sums = torch.cat([signal.weights(a, rows).sum(-1) for rows in a.blocks()], -1)
-            total = total + carried_forward(node, a, over_heads(a, sums[..., None])[..., 0])
-    return total
-
-
-def carried_forward(node: Sum, a: Attention, values: Tensor) -> Tensor:
-    """Values of the attention's query rows ``(..., rows)`` at the tokens of the residual sum behind it, head means.
-
-    The flow from the sum back to the attention's output is linear in what is sent; its transpose carries values the
-    other way, through whatever windows, shifts and heads lie between. An attention within the stream that is asked (an
-    encoder, the other modality) reaches the sum through another attention only: its rows are none of the sum's, and 0
-    is returned.
-    """
-    recorder = node.recorder
-    outer, recorder.signal = recorder.signal, Flow(no_weights, (), ())
-    try:
-        with torch.enable_grad():
-            probe = torch.zeros(node.shape, dtype=values.dtype, device=values.device, requires_grad=True)
-            (arrived,) = torch.autograd.grad(
-                recorder.captured[node], recorder.captured[a], probe, create_graph=True, allow_unused=True
-            )
-            if arrived is None:
-                return values.new_zeros(())
-            result = None
-            if arrived.requires_grad:
-                (result,) = torch.autograd.grad(
-                    arrived.sum(-1), probe, values.expand(arrived.shape[:-1]), allow_unused=True
-                )
-    finally:
-        recorder.signal = outer
-    if result is None:  # what arrived does not depend on what was sent
-        if not any(b.tag.comes_from(a.tag) and node.tag.comes_from(b.tag) for b in other_attentions(recorder, a)):
-            raise UnsupportedOperationError(
-                f"the rows of the attention in module '{a.path}' cannot be followed to module '{node.path}', so they "
-                "cannot be normalised. "
-                f"Way out: normalize=False."
-            )
-        return values.new_zeros(())
-    return result
-
-
-def other_attentions(recorder: Recorder, other_than: Attention) -> list[Attention]:
-    """The other attention calls of a recording."""
-    return [n for n in recorder.captured if isinstance(n, Attention) and n is not other_than]
-
-
-def no_weights(node: Attention, rows: slice) -> Tensor:
-    """No attention lies between a sum and its own attention."""
-    raise AssertionError("unreachable")
 
 
 def uniform(node: Sum, r: Tensor) -> Tensor:

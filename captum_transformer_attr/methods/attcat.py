@@ -15,7 +15,7 @@ from captum_transformer_attr.methods.records import block_outputs
 from captum_transformer_attr.methods.token_level import TokenAttribution
 from captum_transformer_attr.recording.outputs import OutputChoice
 from captum_transformer_attr.recording.session import Recording
-from captum_transformer_attr.rules.table import gradient_signal
+from captum_transformer_attr.recording.signal import gradient_signal
 
 
 class AttCAT(LayerSumAttribution):

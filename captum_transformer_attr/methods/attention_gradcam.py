@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from captum_transformer_attr.errors import InputError
 from captum_transformer_attr.flow.maps import Maps
 from captum_transformer_attr.flow.padding import real_queries, seen_keys
+from captum_transformer_attr.flow.rollout import Passed
 from captum_transformer_attr.methods.layer_sum import TrunkFlow
+from captum_transformer_attr.methods.scored import Scored
 from captum_transformer_attr.methods.single_layer import SingleLayerAttribution
-from captum_transformer_attr.methods.token_level import Passed, Scored
 from captum_transformer_attr.ops.attention import Attention
 from captum_transformer_attr.recording.node import Node
 from captum_transformer_attr.recording.outputs import OutputChoice

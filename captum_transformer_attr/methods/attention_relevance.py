@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from captum_transformer_attr.flow.bimodal import Relations, Rules
 from captum_transformer_attr.flow.crossing import StoppedFlow, below, columns_read
 from captum_transformer_attr.flow.maps import Maps
-from captum_transformer_attr.flow.streams import StartLayer, Streams, find_streams
+from captum_transformer_attr.flow.rollout import Passed, terminal_sums
+from captum_transformer_attr.flow.stream_finder import find_streams
+from captum_transformer_attr.flow.streams import StartLayer, Streams
 from captum_transformer_attr.flow.token_flow import Flow
 from captum_transformer_attr.methods.base import Result, check_number, parsed
 from captum_transformer_attr.methods.schedule import Schedule, schedule_of
-from captum_transformer_attr.methods.token_level import Passed, TokenAttribution, terminal_sums
+from captum_transformer_attr.methods.token_level import TokenAttribution
 from captum_transformer_attr.ops.attention import Attention
 from captum_transformer_attr.recording.inputs import Inputs
 from captum_transformer_attr.recording.node import Node

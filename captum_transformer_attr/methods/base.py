@@ -7,10 +7,12 @@ from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
-from captum.attr._utils.attribution import GradientAttribution
 from torch import Tensor, nn
 
+import captum_transformer_attr.ops  # noqa: F401  registers the operations
+from captum_transformer_attr.captum_compat import GradientAttribution, log_usage
 from captum_transformer_attr.errors import InputError, UnsupportedModelError
+from captum_transformer_attr.methods.scored import Scored, join_scored
 from captum_transformer_attr.recording.inputs import Inputs, parse
 from captum_transformer_attr.recording.mismatch import refuse_mismatch
 from captum_transformer_attr.recording.node import LayoutLostError
@@ -59,6 +61,91 @@ class TransformerAttribution(GradientAttribution):  # type: ignore[misc]
         """
         raise NotImplementedError(f"{type(self).__name__} has no asynchronous variant; call attribute")
 
+    def score(self, recording: Recording, delta: bool) -> Scored:
+        """Explain the selected outputs of a recording; with ``delta`` also what nothing accounts for."""
+        raise NotImplementedError
+
+    def join(self, results: list[Any]) -> Any:
+        """Results of ``score`` for single examples as one batch."""
+        return join_scored(results)
+
+    @log_usage(part_of_slo=True)
+    def attribute(
+        self,
+        inputs: Any,
+        target: Any = None,
+        additional_forward_args: Any = None,
+        *,
+        return_convergence_delta: bool = False,
+        interpolate: str = "bilinear",
+    ) -> Any:
+        """Scores in the inputs' shape.
+
+        Args:
+            inputs: a Tensor, a tuple of Tensors (positional arguments) or a mapping (keyword arguments); floats and
+                token ids alike.
+            target: as in Captum: None, int, list, tensor, tuple(s); or a ``Contrast`` of two targets.
+            additional_forward_args: further positional arguments of the model.
+            return_convergence_delta: also return ``(N,)``: relevance sent back minus relevance that arrived at inputs
+                and parameters.
+            interpolate: how token scores are spread over pixels, ``"bilinear"`` or ``"nearest"``; relevance of pixels
+                needs no interpolation.
+
+        Returns:
+            Tensor, tuple or dict as ``inputs``, each of its input's shape: float, detached, contiguous. Images
+            under token-level methods: every pixel has its token's score, equal over channels. Ids ``(N, T)``: one score
+            per id. With ``return_convergence_delta`` a pair.
+
+        Raises:
+            UnsupportedOperationError: if an operation has no rule.
+            InputError: for an argument that cannot be used.
+        """
+        check_interpolation(interpolate)
+        given = parsed(inputs, additional_forward_args)
+        scored = self.explain(
+            given, target, lambda recording: self.score(recording, return_convergence_delta), self.join
+        )
+        spread = scored.spread(given, interpolate)
+        result = given.pack({name: finished(scores, given.values[name]) for name, scores in spread.items()})
+        return (result, scored.delta) if return_convergence_delta else result
+
+    def attribute_tokens(self, inputs: Any, target: Any = None, additional_forward_args: Any = None) -> Any:
+        """Scores per token, in the scale of the published formula, before they are spread over the input.
+
+        Args:
+            inputs, target, additional_forward_args: as in ``attribute``.
+
+        Returns:
+            Same container as ``inputs``: images ``(N, h, w)`` (finest stage, no class or register token), ids ``(N,
+            T)``, feature sequences ``(N, K)``.
+        """
+        given = parsed(inputs, additional_forward_args)
+        scored = self.explain(given, target, lambda recording: self.score(recording, False), self.join)
+        return given.pack({name: finished(t.scores, given.values[name]) for name, t in scored.tokens.items()})
+
+    def attribute_tokens_each(
+        self, inputs: Any, targets: Sequence[Any], additional_forward_args: Any = None
+    ) -> list[Any]:
+        """Token scores for several targets of the same inputs: several detections of one image, every position of a
+        generated text. They share one forward.
+
+        Args:
+            inputs, additional_forward_args: as in ``attribute``.
+            targets: targets as in ``attribute``, each for the whole batch.
+
+        Returns:
+            For every target what ``attribute_tokens`` returns.
+
+        Raises:
+            InputError: for no target at all.
+        """
+        if not targets:
+            raise InputError("targets is empty; give at least one")
+        given = parsed(inputs, additional_forward_args)
+        found = self.explain_each(given, targets, lambda recording: self.score(recording, False), self.join)
+        return [given.pack({n: finished(t.scores, given.values[n]) for n, t in s.tokens.items()}) for s in found]
+
+    # ------------------------------------------------------------------ computation
     def explain(
         self,
         inputs: Inputs,

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from captum_transformer_attr.methods.attention_relevance import AttentionRelevance
 from captum_transformer_attr.methods.base import Result
 from captum_transformer_attr.methods.fullgrad_plus import FullGradPlus
-from captum_transformer_attr.methods.token_level import Scored, TokenAttribution
+from captum_transformer_attr.methods.scored import Scored
+from captum_transformer_attr.methods.token_level import TokenAttribution
 from captum_transformer_attr.recording.inputs import Inputs
 from captum_transformer_attr.recording.outputs import OutputChoice
 from captum_transformer_attr.recording.session import Recording

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from captum.attr import LayerGradientXActivation
-from captum.log import log_usage
 from torch import Tensor, nn
 
+from captum_transformer_attr.captum_compat import log_usage
 from captum_transformer_attr.errors import InputError
 from captum_transformer_attr.methods.base import finished, parsed
 from captum_transformer_attr.methods.propagation import propagate, start_of

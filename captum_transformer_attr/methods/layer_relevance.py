@@ -19,8 +19,8 @@ from captum_transformer_attr.ops.norm import Norm
 from captum_transformer_attr.ops.residual import Sum
 from captum_transformer_attr.recording.node import Grads, Node
 from captum_transformer_attr.recording.session import Recording
+from captum_transformer_attr.recording.signal import Signal
 from captum_transformer_attr.recording.tags import Tag, tag_of
-from captum_transformer_attr.rules.table import Signal
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from captum_transformer_attr.errors import UnsupportedModelError
 from captum_transformer_attr.flow.maps import Maps
+from captum_transformer_attr.flow.rollout import Passed, terminal_sums
 from captum_transformer_attr.flow.token_flow import Flow
-from captum_transformer_attr.methods.token_level import Passed, TokenAttribution, terminal_sums
+from captum_transformer_attr.methods.token_level import TokenAttribution
 from captum_transformer_attr.ops.attention import Attention
 from captum_transformer_attr.recording.node import Grads, Node
 from captum_transformer_attr.recording.session import Recording

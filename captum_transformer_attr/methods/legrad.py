@@ -14,17 +14,18 @@ from torch import Tensor, nn
 from captum_transformer_attr.errors import InputError
 from captum_transformer_attr.flow.maps import Maps
 from captum_transformer_attr.flow.padding import real_queries
+from captum_transformer_attr.flow.rollout import Passed
 from captum_transformer_attr.methods.layer_relevance import attentions_of, innermost
 from captum_transformer_attr.methods.layer_sum import LayerSumAttribution, TrunkFlow
 from captum_transformer_attr.methods.records import block_outputs
-from captum_transformer_attr.methods.token_level import Passed, TokenAttribution
+from captum_transformer_attr.methods.token_level import TokenAttribution
 from captum_transformer_attr.ops.attention import Attention
 from captum_transformer_attr.recording.modules import modules_of
+from captum_transformer_attr.recording.nested import replaced, tensors_in
 from captum_transformer_attr.recording.outputs import OutputChoice, unwrap
-from captum_transformer_attr.recording.recorder import replaced, tensors_in
 from captum_transformer_attr.recording.session import Recording
+from captum_transformer_attr.recording.signal import gradient_signal
 from captum_transformer_attr.recording.targets import select
-from captum_transformer_attr.rules.table import gradient_signal
 
 
 class LeGrad(LayerSumAttribution):

@@ -7,11 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from captum._utils.common import _verify_select_neuron
-from captum.attr._utils.attribution import GradientAttribution, NeuronAttribution
-from captum.log import log_usage
 from torch import nn
 
+from captum_transformer_attr.captum_compat import GradientAttribution, NeuronAttribution, log_usage, select_neuron
 from captum_transformer_attr.errors import TargetError
 from captum_transformer_attr.methods.base import finished, parsed
 from captum_transformer_attr.methods.transformer_lrp import TransformerLRP, join_explained
@@ -85,7 +83,7 @@ class NeuronTransformerLRP(NeuronAttribution, GradientAttribution):  # type: ign
         lrp = copy.copy(self.lrp)  # of this call alone: threads may share the object
         lrp.forward_func = self.forward_func
         lrp.tap = Tap(self.forward_func, [self.layer], attribute_to_neuron_input)
-        explained = lrp.explain(given, neuron_selector, lambda recording: lrp.compute(recording, False), join_explained)
+        explained = lrp.explain(given, neuron_selector, lambda recording: lrp.score(recording, False), join_explained)
         return given.pack({name: finished(r, given.values[name]) for name, r in explained.relevance.items()})
 
 
@@ -98,7 +96,7 @@ class NeuronLRP(TransformerLRP):
         # Selectors may compute: their operations are recorded like the model's.
         with recording.recorder, torch.enable_grad():
             try:
-                recording.output = _verify_select_neuron(tensors, target)
+                recording.output = select_neuron(tensors, target)
             except (AssertionError, IndexError, TypeError, ValueError) as error:
                 if callable(target):
                     raise

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from captum_transformer_attr.recording.session import Recording
+from captum_transformer_attr.recording.signal import Signal
 from captum_transformer_attr.recording.targets import select
-from captum_transformer_attr.rules.table import Signal
 
 EXPLAINED = ("logit", "probability")
 
@@ -92,24 +92,27 @@ def one_pass(
     accounting: bool,
 ) -> Propagated:
     """One backward pass."""
-    recorder = recording.recorder
-    recorder.accounting, recorder.absorbed = accounting, {}
-    try:
-        arrived = recording.send(table, wrt, start.signal, start.source)
-    finally:
-        recorder.accounting = False
+    parameters: dict[str, Tensor] = {}
+    arrived = recording.send(table, wrt, start.signal, start.source, parameters if accounting else None)
     if table.carries == "gradient":
         arrived = [g if x is None else x * g for x, g in zip(factors, arrived, strict=True)]
     if not accounting:
         return Propagated(arrived, {}, None)
-    parameters = dict(recorder.absorbed)
-    delta = start.total.double()
-    for r in arrived:
-        delta = delta - r.double().flatten(1).sum(1)
-    for taken in parameters.values():
-        delta = delta - taken
     dtype = recording.selected.dtype
-    return Propagated(arrived, {path: r.to(dtype) for path, r in parameters.items()}, delta.to(dtype))
+    delta = unaccounted(recording, start.total, arrived, parameters)
+    return Propagated(arrived, {path: r.to(dtype) for path, r in parameters.items()}, delta)
+
+
+def unaccounted(
+    recording: Recording, sent: Tensor, arrived: Sequence[Tensor], parameters: Mapping[str, Tensor]
+) -> Tensor:
+    """What is left ``(N,)`` of the relevance ``sent`` after what arrived at tensors and what parameters took."""
+    rest = sent.double()
+    for r in arrived:
+        rest = rest - r.double().reshape(recording.inputs.batch, -1).sum(1)
+    for taken in parameters.values():
+        rest = rest - taken
+    return rest.to(recording.selected.dtype)
 
 
 def leaf_factors(recording: Recording) -> list[Tensor | None]:

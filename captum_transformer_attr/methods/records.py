@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from captum_transformer_attr.flow.maps import Maps, by_example, whole
-from captum_transformer_attr.flow.streams import Call, find_streams
+from captum_transformer_attr.flow.stream_finder import find_streams
+from captum_transformer_attr.flow.streams import Call
 from captum_transformer_attr.recording import layout as lay
-from captum_transformer_attr.recording.recorder import tensors_in
+from captum_transformer_attr.recording.nested import tensors_in
 from captum_transformer_attr.recording.session import Recording
 from captum_transformer_attr.recording.tags import Tag, tag_of
 from captum_transformer_attr.rules.deep_taylor import deep_taylor
@@ -75,13 +76,11 @@ def collect_records(recording: Recording, with_relevance: bool) -> AttentionReco
     share: dict[str, Tensor] = {}
     if with_relevance:
         blocks = block_outputs(recording)
-        recording.recorder.accounting = True
-        arrived = maps.collect_relevance(deep_taylor(), [*blocks.values(), *recording.inputs.leaves.values()])
-        recording.recorder.accounting = False
+        absorbed: dict[str, Tensor] = {}
+        wrt = [*blocks.values(), *recording.inputs.leaves.values()]
+        arrived = maps.collect_relevance(deep_taylor(), wrt, absorbed)
         by_layer = {path: per_token(r, tag_of(t)) for (path, t), r in zip(blocks.items(), arrived, strict=False)}
-        share = {
-            path: r.to(recording.selected.dtype) for path, r in recording.recorder.absorbed.items() if bool(r.any())
-        }
+        share = {path: r.to(recording.selected.dtype) for path, r in absorbed.items() if bool(r.any())}
     batch = recording.inputs.batch
     calls = {call.attention: call for call in find_streams(recording).calls}
     records = tuple(record_of(calls[node], maps, batch, with_relevance) for node in recording.attentions)

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from captum_transformer_attr.errors import InputError
 from captum_transformer_attr.flow.maps import Maps
-from captum_transformer_attr.flow.streams import find_streams
+from captum_transformer_attr.flow.rollout import Passed, passed
+from captum_transformer_attr.flow.stream_finder import find_streams
 from captum_transformer_attr.methods.base import check_number
 from captum_transformer_attr.methods.layer_sum import refuse_lost
 from captum_transformer_attr.methods.records import stream_of
-from captum_transformer_attr.methods.token_level import Passed, TokenAttribution
+from captum_transformer_attr.methods.token_level import TokenAttribution
 from captum_transformer_attr.ops.attention import Attention
 from captum_transformer_attr.recording import layout as lay
 from captum_transformer_attr.recording.node import Node
@@ -54,14 +55,14 @@ class SingleLayerAttribution(TokenAttribution):
     def roll_out(
         self, recording: Recording, maps: Maps, leaves: list[Tensor], watched: Collection[Node]
     ) -> tuple[Passed, Passed]:
-        passed, trunk = super().roll_out(recording, maps, leaves, watched)
-        if not any(bool((a - t).any()) for a, t in zip(passed.arrived, trunk.arrived, strict=True)):
+        everything, trunk = super().roll_out(recording, maps, leaves, watched)
+        if not any(bool((a - t).any()) for a, t in zip(everything.arrived, trunk.arrived, strict=True)):
             # Nothing but zeros: is that what the map says, or have its tokens no way to the input?
             for active in self.active_sets(recording):
-                even = self.passed(recording, everywhere, active, leaves, watched)
+                even = passed(recording, self.flow(recording, everywhere, active, False), leaves, watched)
                 lost = [a - t for a, t in zip(even.arrived, trunk.arrived, strict=True)]
                 refuse_lost(lost, [torch.ones(1)], f"the tokens of the attention in module '{active[0].path}'")
-        return passed, trunk
+        return everything, trunk
 
 
 def everywhere(node: Attention, rows: slice) -> Tensor:

@@ -3,7 +3,8 @@ Statistical Information, 2023."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,16 +12,16 @@ from torch import Tensor, nn
 
 from captum_transformer_attr.errors import InputError
 from captum_transformer_attr.flow.maps import Maps
-from captum_transformer_attr.flow.statistics import StatisticsFlow, block_norms, merging_layers
-from captum_transformer_attr.flow.token_flow import Weights
-from captum_transformer_attr.methods.token_level import TokenAttribution, terminal_sums
+from captum_transformer_attr.flow.rollout import Passed, passed, roll_out, terminal_sums
+from captum_transformer_attr.flow.statistics import Correction, StatisticsFlow, block_norms, merging_layers
+from captum_transformer_attr.methods.token_level import TokenAttribution
 from captum_transformer_attr.ops.attention import Attention
 from captum_transformer_attr.ops.residual import Sum
 from captum_transformer_attr.recording import layout as lay
 from captum_transformer_attr.recording.node import Node
 from captum_transformer_attr.recording.outputs import OutputChoice
 from captum_transformer_attr.recording.session import Recording
-from captum_transformer_attr.rules.table import gradient_signal
+from captum_transformer_attr.recording.signal import gradient_signal
 
 STATISTICS = ("std", "none")
 SIDES = ("key", "query", "row", "none")
@@ -97,30 +98,29 @@ class TokenStatisticsRelevance(TokenAttribution):
     def weights(self, maps: Maps, node: Attention, rows: slice) -> Tensor:
         return (maps.gradient(node, rows) * node.probabilities(rows)).clamp_(min=0)
 
-    def score(self, recording: Recording, delta: bool) -> Any:
-        # Shared by the passes of one recording.
-        self._blocks = block_norms(recording)
-        self._statistics: dict[Node, Tensor] = {}
-        self._starts = start_weights(recording) if self.start == "gradient_x_activation" else {}
-        try:
-            return super().score(recording, delta)
-        finally:
-            del self._blocks, self._statistics, self._starts
+    def roll_out(
+        self, recording: Recording, maps: Maps, leaves: list[Tensor], watched: Collection[Node]
+    ) -> tuple[Passed, Passed]:
+        weights, terminals, correction = (
+            partial(self.weights, maps),
+            terminal_sums(recording),
+            self.correction(recording),
+        )
 
-    def flow(self, recording: Recording, weights: Weights, active: list[Attention], trunk_only: bool) -> StatisticsFlow:
-        merging = merging_layers(recording) if self.merging == "activation" else set()
-        terminals = terminal_sums(recording)
-        return StatisticsFlow(
-            weights,
-            active,
-            terminals,
-            trunk_only,
-            self._blocks,
-            self._statistics,
+        def passed_by(active: list[Attention], trunk_only: bool) -> Passed:
+            signal = StatisticsFlow(weights, active, terminals, trunk_only, correction)
+            return passed(recording, signal, leaves, watched)
+
+        return roll_out(self.active_sets(recording), passed_by, self.normalize)
+
+    def correction(self, recording: Recording) -> Correction:
+        """What the options make of a recording's statistics."""
+        return Correction(
+            block_norms(recording),
             self.side,
-            merging,
-            self._starts,
-            self.statistic == "none",
+            neutral=self.statistic == "none",
+            merging_layers=merging_layers(recording) if self.merging == "activation" else (),
+            starts=start_weights(recording) if self.start == "gradient_x_activation" else {},
         )
 
 

@@ -3,34 +3,35 @@ propagation or LibraGrad."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from captum.log import log_usage
 from torch import Tensor, nn
 
 from captum_transformer_attr.errors import InputError
 from captum_transformer_attr.flow.geometry import TokenScores, pooled_scores
-from captum_transformer_attr.methods.base import TransformerAttribution, check_interpolation, finished, joined, parsed
+from captum_transformer_attr.methods.base import TransformerAttribution, joined, parsed
 from captum_transformer_attr.methods.layer_relevance import LayerRelevance, join_layer_relevance, layer_relevance
 from captum_transformer_attr.methods.propagation import EXPLAINED, leaf_factors, propagate, start_of
+from captum_transformer_attr.methods.scored import Scored, join_scored
+from captum_transformer_attr.recording.inputs import Inputs
 from captum_transformer_attr.recording.outputs import OutputChoice
 from captum_transformer_attr.recording.session import Recording
+from captum_transformer_attr.recording.signal import Signal
 from captum_transformer_attr.rules.linear_rules import Composite
 from captum_transformer_attr.rules.relevance_tables import composite_of, table
-from captum_transformer_attr.rules.table import Signal
 
 
-@dataclass(frozen=True)
-class Explained:
-    """Relevance and token scores of every input, what parameters took, what nothing accounts for."""
+@dataclass(frozen=True, kw_only=True)
+class Explained(Scored):
+    """Also the relevance of every input's elements, and what parameters took."""
 
     relevance: dict[str, Tensor]
-    tokens: dict[str, TokenScores]
     parameters: dict[str, Tensor]
-    delta: Tensor | None
+
+    def spread(self, inputs: Inputs, interpolate: str) -> dict[str, Tensor]:
+        return self.relevance
 
 
 class TransformerLRP(TransformerAttribution):
@@ -77,75 +78,6 @@ class TransformerLRP(TransformerAttribution):
         """A new signal of the chosen table."""
         return table(self.rules, self.composite)
 
-    @log_usage(part_of_slo=True)
-    def attribute(
-        self,
-        inputs: Any,
-        target: Any = None,
-        additional_forward_args: Any = None,
-        *,
-        return_convergence_delta: bool = False,
-        interpolate: str = "bilinear",
-    ) -> Any:
-        """Relevance in the inputs' shape.
-
-        Args:
-            inputs: a Tensor, a tuple of Tensors (positional arguments) or a mapping (keyword arguments); floats and
-                token ids alike.
-            target: as in Captum: None, int, list, tensor, tuple(s); or a ``Contrast`` of two targets.
-            additional_forward_args: further positional arguments of the model.
-            return_convergence_delta: also return ``(N,)``: relevance sent back minus relevance that arrived at inputs
-                and parameters.
-            interpolate: accepted for all classes alike; relevance of pixels needs no interpolation.
-
-        Returns:
-            Tensor, tuple or dict as ``inputs``, each of its input's shape: float, detached, contiguous. Ids ``(N, T)``:
-            the sum over their embedding. With ``return_convergence_delta`` a pair.
-
-        Raises:
-            UnsupportedOperationError: if an operation has no rule.
-            InputError: for an argument that cannot be used.
-        """
-        check_interpolation(interpolate)
-        given = parsed(inputs, additional_forward_args)
-        explained = self.explain(
-            given, target, lambda recording: self.compute(recording, return_convergence_delta), join_explained
-        )
-        result = given.pack({name: finished(r, given.values[name]) for name, r in explained.relevance.items()})
-        return (result, explained.delta) if return_convergence_delta else result
-
-    def attribute_tokens(self, inputs: Any, target: Any = None, additional_forward_args: Any = None) -> Any:
-        """Relevance per token: sums over patches and channels.
-
-        Args:
-            inputs, target, additional_forward_args: as in ``attribute``.
-
-        Returns:
-            Same container as ``inputs``: images ``(N, h, w)`` (finest stage), ids ``(N, T)``, feature sequences
-            ``(N, K)``.
-        """
-        given = parsed(inputs, additional_forward_args)
-        explained = self.explain(given, target, lambda recording: self.compute(recording, False), join_explained)
-        return given.pack({name: finished(t.scores, given.values[name]) for name, t in explained.tokens.items()})
-
-    def attribute_tokens_each(
-        self, inputs: Any, targets: Sequence[Any], additional_forward_args: Any = None
-    ) -> list[Any]:
-        """``attribute_tokens`` for several targets of the same inputs, which share one forward.
-
-        Args:
-            inputs, additional_forward_args: as in ``attribute``.
-            targets: targets as in ``attribute``, each for the whole batch.
-
-        Raises:
-            InputError: for no target at all.
-        """
-        if not targets:
-            raise InputError("targets is empty; give at least one")
-        given = parsed(inputs, additional_forward_args)
-        found = self.explain_each(given, targets, lambda recording: self.compute(recording, False), join_explained)
-        return [given.pack({n: finished(t.scores, given.values[n]) for n, t in e.tokens.items()}) for e in found]
-
     def parameter_relevance(
         self, inputs: Any, target: Any = None, additional_forward_args: Any = None
     ) -> dict[str, Tensor]:
@@ -159,7 +91,7 @@ class TransformerLRP(TransformerAttribution):
             the explained output.
         """
         given = parsed(inputs, additional_forward_args)
-        return self.explain(given, target, lambda recording: self.compute(recording, True), join_explained).parameters
+        return self.explain(given, target, lambda recording: self.score(recording, True), join_explained).parameters
 
     def relevance_by_layer(
         self, inputs: Any, target: Any = None, additional_forward_args: Any = None
@@ -181,16 +113,19 @@ class TransformerLRP(TransformerAttribution):
 
         return self.explain(given, target, compute, join_layer_relevance)
 
-    def compute(self, recording: Recording, accounting: bool) -> Explained:
+    def join(self, results: list[Explained]) -> Explained:
+        return join_explained(results)
+
+    def score(self, recording: Recording, delta: bool) -> Explained:
         """One backward pass through a recording."""
         names = list(recording.inputs.leaves)
         signal = self.signal()
         leaves = [recording.inputs.leaves[n] for n in names]
         start = start_of(recording, signal, self.explained)
-        result = propagate(recording, signal, start, leaves, leaf_factors(recording), accounting)
+        result = propagate(recording, signal, start, leaves, leaf_factors(recording), delta)
         relevance = dict(zip(names, result.relevance, strict=True))
         tokens = {name: tokens_of(recording, name, r) for name, r in relevance.items()}
-        return Explained(relevance, tokens, result.parameters, result.delta)
+        return Explained(tokens, result.delta, relevance=relevance, parameters=result.parameters)
 
 
 def tokens_of(recording: Recording, name: str, relevance: Tensor) -> TokenScores:
@@ -202,11 +137,6 @@ def tokens_of(recording: Recording, name: str, relevance: Tensor) -> TokenScores
 
 def join_explained(results: list[Explained]) -> Explained:
     """Results of single examples as one batch."""
-    first = results[0]
-    tokens = {
-        name: TokenScores(torch.cat([r.tokens[name].scores for r in results]), t.axes, t.stride)
-        for name, t in first.tokens.items()
-    }
-    parameters = joined([r.parameters for r in results])
-    deltas = [r.delta for r in results if r.delta is not None]
-    return Explained(joined([r.relevance for r in results]), tokens, parameters, torch.cat(deltas) if deltas else None)
+    scored = join_scored(list(results))
+    relevance, parameters = joined([r.relevance for r in results]), joined([r.parameters for r in results])
+    return Explained(scored.tokens, scored.delta, relevance=relevance, parameters=parameters)

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from captum_transformer_attr.errors import UnsupportedOperationError
 from captum_transformer_attr.recording import layout as lay
-from captum_transformer_attr.recording import tags
-from captum_transformer_attr.recording.node import Grads, LocalNode, Node
-from captum_transformer_attr.recording.recorder import Recorder, handles, node_of
+from captum_transformer_attr.recording.node import Grads, Node
+from captum_transformer_attr.recording.recorder import Recorder
+from captum_transformer_attr.recording.registry import handles
 from captum_transformer_attr.recording.tags import Tag, tag_of
 
 CHUNK = 2**23  # elements of one block of attention rows that may be in memory at a time
@@ -33,8 +33,11 @@ class Attention(Node):
     captured = True
     value: Tensor
     over_channels: bool = False
-    query_tag: Tag | None = None
     key_tag: Tag | None = None
+
+    @property
+    def is_attention(self) -> bool:
+        return not self.over_channels
 
     def probabilities(self, rows: slice) -> Tensor:
         """Attention A after softmax for these query rows."""
@@ -171,61 +174,6 @@ class FusedAttention(Attention):
         return self.to_live(None, None, signal)
 
 
-class Softmax(LocalNode):
-    """Softmax over one axis. Of a logarithm of one, ``logits`` are its live input and ``dim`` its axis."""
-
-    label = "softmax"
-    logits: Tensor | None = None
-    dim: int = -1
-
-    def gradient(self, g: Tensor) -> Grads:
-        (back,) = super().gradient(g)
-        # A row whose every key is masked is NaN; where the model hides it afterwards (Longformer) nothing arrives, and
-        # nothing may leave.
-        return (back if back is None else torch.where(self.y.isnan() & (g == 0), 0, back),)
-
-
-def softmax_of(recorder: Recorder, input: Tensor, dim: int, dtype: Any = None) -> Tensor:
-    """Record a softmax. What all entries of a row share (a maximum taken off) changes nothing and gets nothing."""
-    input = unshifted(input, dim)
-    node = Softmax()
-    node.function = lambda x: x.softmax(dim, dtype=dtype)
-    tag = tag_of(input)
-    return recorder.run(node, input, layout=tag.layout if tag else None, role=tags.PROBABILITY)
-
-
-def unshifted(input: Tensor, dim: int) -> Tensor:
-    """``x`` where the input is ``x + c`` with a live ``c`` that is constant along ``dim``."""
-    operands = getattr(node_of(input), "broadcast", ())
-    for x, c in (operands, operands[::-1]) if operands else ():
-        axis = dim % input.ndim - input.ndim
-        if x.shape == input.shape and (c.ndim < -axis or c.shape[axis] == 1 != x.shape[axis]):
-            return unshifted(x, dim)
-    return input
-
-
-def softmax_handler(name: str) -> Any:
-    function = getattr(torch, name)
-
-    def handler(
-        recorder: Recorder, input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: Any = None, **_: Any
-    ) -> Any:
-        dim = dim if dim is not None else (0 if input.ndim in (0, 1, 3) else 1)
-        if name == "softmax":
-            return softmax_of(recorder, input, dim, dtype)
-        node = Softmax()
-        node.logits, node.dim = input, dim
-        node.function = lambda x: function(x, dim, dtype=dtype)
-        tag = tag_of(input)
-        return recorder.run(node, input, layout=tag.layout if tag else None, role=tags.PLAIN)
-
-    return handler
-
-
-handles("softmax", "special_softmax")(softmax_handler("softmax"))
-handles("log_softmax", "special_log_softmax")(softmax_handler("log_softmax"))
-
-
 def hides_every_key(mask: Tensor | None) -> bool:
     """Whether some query sees no key at all."""
     if mask is None:
@@ -270,46 +218,51 @@ def scaled_dot_product_attention(
     if dropout_p > 0:
         return NotImplemented  # attention dropout outside training: not reproducible, the audit refuses it
     scale = query.shape[-1] ** -0.5 if scale is None else scale
+    if enable_gqa and key.shape[-3] != query.shape[-3]:
+        with recorder:
+            key, value = (t.repeat_interleave(query.shape[-3] // t.shape[-3], -3) for t in (key, value))
+    if attn_mask is not None and attn_mask.requires_grad:
+        return written_out(recorder, query, key, value, attn_mask, scale)
+    lead = lay.broadcast_shape(query.shape[:-2], key.shape[:-2], value.shape[:-2])
     with recorder:
-        if enable_gqa and key.shape[-3] != query.shape[-3]:
-            key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
-            value = value.repeat_interleave(query.shape[-3] // value.shape[-3], -3)
-        if attn_mask is not None and attn_mask.requires_grad:
-            scores = query @ key.transpose(-1, -2) * scale + attn_mask
-            return scores.softmax(-1) @ value
-        lead = lay.broadcast_shape(query.shape[:-2], key.shape[:-2], value.shape[:-2])
         query, key, value = (t if t.shape[:-2] == lead else t.expand(*lead, *t.shape[-2:]) for t in (query, key, value))
     if attn_mask is not None and attn_mask.is_floating_point() and attn_mask.dtype != query.dtype:
         attn_mask = mask_of_same_precision(recorder, query, key, value, attn_mask, scale)
-    operands = (query, key, value)
     live = (query.requires_grad, key.requires_grad, value.requires_grad)
     if live in ((True, False, True), (False, True, True)) and not is_causal and not hides_every_key(attn_mask):
         # Learned queries (attention pooling): their product with the keys is linear in the keys and gets its rule, as
         # where it is written out.
-        with recorder:
-            scores = query @ key.transpose(-1, -2) * scale
-            if attn_mask is not None:
-                scores = (
-                    scores.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
-                )
-            return scores.softmax(-1) @ value
-    node = FusedAttention(attn_mask, is_causal, scale, live, tuple(t.detach() for t in operands))
+        return written_out(recorder, query, key, value, attn_mask, scale)
+    constants = (query.detach(), key.detach(), value.detach())
+    return run_fused(recorder, FusedAttention(attn_mask, is_causal, scale, live, constants), query, key, value)
+
+
+def written_out(
+    recorder: Recorder, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
+) -> Tensor:
+    """The same attention as products, a sum and a softmax."""
+    with recorder:
+        scores = query @ key.transpose(-1, -2) * scale
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
+        return scores.softmax(-1) @ value
+
+
+def run_fused(recorder: Recorder, node: FusedAttention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Record one call whose operands have the same leading axes."""
+    operands = (query, key, value)
     found = [t for t in map(tag_of, operands) if t is not None]
-    tq, tv = tag_of(query), tag_of(value)
-    rows = tq or found[0]
-    layout = None
-    if rows.layout is not None:
-        last = tv.layout[-1] if tv and tv.layout else lay.axis(lay.FEATURE, value.shape[-1])
-        full = lay.resized(rows.layout, (*lead, query.shape[-2], value.shape[-1]))
-        layout = None if full is None else (*full[:-1], last)
-    node.query_tag, node.key_tag = tq, tag_of(key)
-    depth = max(t.attention for t in found) + 1
-    out = recorder.run(
+    rows, values = tag_of(query) or found[0], tag_of(value)
+    layout = lay.resized(rows.layout, (*query.shape[:-1], value.shape[-1])) if rows.layout is not None else None
+    if layout is not None:
+        last = values.layout[-1] if values and values.layout else lay.axis(lay.FEATURE, value.shape[-1])
+        layout = (*layout[:-1], last)
+    node.key_tag = tag_of(key)
+    return recorder.run(
         node,
         *(t for t in operands if t.requires_grad),
         layout=layout,
-        attention=depth,
+        attention=max(t.attention for t in found) + 1,
         weighted=min(t.weighted for t in found) + 1,
         carried=0,
     )
-    return out

@@ -12,7 +12,8 @@ from captum_transformer_attr.ops.linear import constant_product
 from captum_transformer_attr.recording import layout as lay
 from captum_transformer_attr.recording import tags
 from captum_transformer_attr.recording.node import Grads, Node
-from captum_transformer_attr.recording.recorder import Recorder, handles
+from captum_transformer_attr.recording.recorder import Recorder
+from captum_transformer_attr.recording.registry import handles
 from captum_transformer_attr.recording.tags import Tag, tag_of
 
 
@@ -118,7 +119,7 @@ def attend(
     found = lay.labels(tag.layout) if tag else []
     node.over_channels = bool(found) and lay.FEATURE in found[-2] and bool(found[-1]) and lay.FEATURE not in found[-1]
     p = tag_of(probability)
-    node.query_tag, node.key_tag = p, tag
+    node.key_tag = tag
     depth = max(t.attention for t in (p, tag) if t)
     carried = tag.carried if tag and node.over_channels else 0
     rows = lay.labels(p.layout) if p else []

@@ -16,7 +16,8 @@ from captum_transformer_attr.ops.attention import ValueProduct, scaled_dot_produ
 from captum_transformer_attr.ops.bilinear import attend
 from captum_transformer_attr.recording import layout as lay
 from captum_transformer_attr.recording import tags
-from captum_transformer_attr.recording.recorder import ON_CONSTANTS, Recorder
+from captum_transformer_attr.recording.recorder import Recorder
+from captum_transformer_attr.recording.registry import ON_CONSTANTS
 from captum_transformer_attr.recording.tags import Tag
 
 PROBABILITY = "_captum_transformer_attr_probability"  # marks a constant tensor as the result of a softmax

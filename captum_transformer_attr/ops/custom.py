@@ -8,7 +8,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from captum_transformer_attr.errors import UnsupportedOperationError
+from captum_transformer_attr.ops.division import divide
 from captum_transformer_attr.recording.node import Grads, LocalNode
+from captum_transformer_attr.recording.registry import MODULE_RULES
 
 RelevanceRule = Callable[..., Any]
 KINDS = ("identity", "gradient_x_input")
@@ -17,17 +19,12 @@ KINDS = ("identity", "gradient_x_input")
 class Custom(LocalNode):
     """A module (or function) taken as one operation: torch's own gradient inside, the registered rule for relevance."""
 
-    label = "custom module"
-
-    def __init__(self, rule: CustomRule) -> None:
-        self.rule = rule
+    def __init__(self, rule: CustomRule, module: nn.Module, leaves: list[Tensor], y: Tensor) -> None:
+        self.rule, self.label = rule, f"module {type(module).__name__}"
+        self.leaves, self.y = tuple(leaves), y  # the graph between them was made while the module ran
 
     def gradient(self, g: Tensor) -> Grads:
         return LocalNode.gradient(self, g.to(self.y.dtype))
-
-    def replay(self, leaves: list[Tensor], y: Tensor) -> None:
-        """The graph was made while the module ran."""
-        self.leaves, self.y = tuple(leaves), y
 
     def forward(self, *live: Tensor) -> Tensor:
         return self.y.detach().to(live[0].dtype, copy=True)
@@ -47,14 +44,16 @@ class CustomRule:
     def __init__(self, relevance: str | RelevanceRule, flow: str | RelevanceRule) -> None:
         self.relevance, self.flow = relevance, flow
 
+    def operation(self, module: nn.Module, leaves: list[Tensor], y: Tensor) -> Custom:
+        """The one operation that a module is, from ``leaves`` to ``y``."""
+        return Custom(self, module, leaves, y)
+
     def send(self, node: Custom, r: Tensor, which: str | RelevanceRule) -> Grads:
         """Relevance of every live input of the module."""
         inputs = tuple(leaf.detach() for leaf in node.leaves)
         if which == "identity":
             which = first_input
         if which == "gradient_x_input":
-            from captum_transformer_attr.rules.table import divide
-
             grads = node.gradient(divide(r, node.y.detach()))
             return tuple(None if g is None else x * g for x, g in zip(inputs, grads, strict=True))
         assert callable(which)
@@ -75,14 +74,6 @@ class CustomRule:
 def first_input(inputs: tuple[Tensor, ...], output: Tensor, relevance: Tensor) -> Grads:
     """Everything to the first input, element by element."""
     return (relevance, *(None,) * (len(inputs) - 1))
-
-
-RULES: dict[type[nn.Module], CustomRule] = {}
-
-
-def rule_for_module(module: nn.Module) -> CustomRule | None:
-    """The rule registered for a module's class or the nearest of its bases."""
-    return next((RULES[cls] for cls in type(module).__mro__ if cls in RULES), None) if RULES else None
 
 
 def register_rule(
@@ -112,9 +103,9 @@ def register_rule(
     for name, rule in (("relevance", relevance), ("flow", flow)):
         if not callable(rule) and rule not in KINDS:
             raise TypeError(f"register_rule: {name}={rule!r} is neither a function nor one of {', '.join(KINDS)}")
-    RULES[module] = CustomRule(relevance, flow)
+    MODULE_RULES[module] = CustomRule(relevance, flow)
 
 
 def unregister_rule(module: type[nn.Module]) -> None:
     """Forget a registered rule; unknown classes are ignored."""
-    RULES.pop(module, None)
+    MODULE_RULES.pop(module, None)

@@ -11,7 +11,8 @@ from captum_transformer_attr.ops.bilinear import unbroadcast
 from captum_transformer_attr.recording import layout as lay
 from captum_transformer_attr.recording import tags
 from captum_transformer_attr.recording.node import Grads, LocalNode, Node
-from captum_transformer_attr.recording.recorder import HANDLERS, Recorder, handles
+from captum_transformer_attr.recording.recorder import Recorder
+from captum_transformer_attr.recording.registry import HANDLERS, handles
 from captum_transformer_attr.recording.tags import tag_of
 
 BOUNDED = frozenset("sigmoid tanh hardsigmoid hardtanh erf softsign logsigmoid sin cos atan".split())

@@ -17,8 +17,9 @@ from captum_transformer_attr.errors import InputError
 from captum_transformer_attr.recording import layout as lay
 from captum_transformer_attr.recording import tags
 from captum_transformer_attr.recording.node import Grads, Node
-from captum_transformer_attr.recording.recorder import HANDLE, Recorder, handles
-from captum_transformer_attr.recording.tags import tag_of
+from captum_transformer_attr.recording.recorder import Recorder
+from captum_transformer_attr.recording.registry import handles
+from captum_transformer_attr.recording.tags import HANDLE, tag_of
 
 
 class Embedding(Node):

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from captum_transformer_attr.ops.linear import LinearMap, after_linear, live_weight
-from captum_transformer_attr.recording.recorder import Recorder, handles
+from captum_transformer_attr.recording.recorder import Recorder
+from captum_transformer_attr.recording.registry import handles
 
 
 class GroupedProduct(LinearMap):

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_transformer_attr.ops.linear import dims_of
 from captum_transformer_attr.recording import layout as lay
 from captum_transformer_attr.recording import tags
 from captum_transformer_attr.recording.node import Grads, LocalNode, Node
-from captum_transformer_attr.recording.recorder import Recorder, handles
+from captum_transformer_attr.recording.recorder import Recorder
+from captum_transformer_attr.recording.registry import handles
 from captum_transformer_attr.recording.tags import tag_of
 
 
@@ -254,7 +254,7 @@ def statistic_handler(name: str, function: Any) -> Any:
 
     def handler(recorder: Recorder, input: Tensor, *args: Any, **kwargs: Any) -> Any:
         dim = kwargs.get("dim", args[position] if len(args) > position else None)
-        dims = dims_of(input, None if isinstance(dim, bool) else dim)
+        dims = lay.dims_of(input, None if isinstance(dim, bool) else dim)
         node = Statistic(2 if name == "var" else 1, dims)
         node.function = lambda x: function(x, *args, **kwargs)
         tag = tag_of(input)

@@ -13,8 +13,9 @@ from captum_transformer_attr.ops.residual import common_root
 from captum_transformer_attr.ops.written_softmax import written_softmax
 from captum_transformer_attr.recording import layout as lay
 from captum_transformer_attr.recording import tags
-from captum_transformer_attr.recording.node import Grads, Node
-from captum_transformer_attr.recording.recorder import Recorder, handles, node_of
+from captum_transformer_attr.recording.node import Grads, Node, node_of
+from captum_transformer_attr.recording.recorder import Recorder
+from captum_transformer_attr.recording.registry import handles
 from captum_transformer_attr.recording.tags import Tag, tag_of
 
 ACTIVATION, NORMALISATION, GATED, BILINEAR = "activation", "normalisation", "gate", "product"

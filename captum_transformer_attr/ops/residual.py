@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_transformer_attr.ops.attention import Attention
 from captum_transformer_attr.ops.bilinear import unbroadcast
 from captum_transformer_attr.ops.elementwise import scaled
+from captum_transformer_attr.ops.norm import centred
 from captum_transformer_attr.recording import layout as lay
 from captum_transformer_attr.recording import tags
 from captum_transformer_attr.recording.node import Grads, Node
-from captum_transformer_attr.recording.recorder import Recorder, handles, node_behind
+from captum_transformer_attr.recording.recorder import Recorder, node_behind
+from captum_transformer_attr.recording.registry import handles
 from captum_transformer_attr.recording.tags import Tag, tag_of
 
 
@@ -77,7 +78,7 @@ class Sum(Node):
 
 def attention_origins(recorder: Recorder) -> int:
     """Bit set of the attention calls over tokens so far."""
-    calls = (node for node in recorder.captured if isinstance(node, Attention) and not node.over_channels)
+    calls = (node for node in recorder.captured if node.is_attention)
     return functools.reduce(lambda bits, node: bits | 1 << node.tag.origin, calls, 0)
 
 
@@ -234,8 +235,6 @@ def subtract(recorder: Recorder, input: Any, other: Any, *, alpha: float = 1) ->
         and tb is not None
         and ((tb.root == ta.origin and tb.role == tags.MEAN) or is_mean_of(other, input))
     ):
-        from captum_transformer_attr.ops.norm import centred
-
         return centred(recorder, input, other)
     return add(recorder, input, scaled(recorder, other, -alpha))
 

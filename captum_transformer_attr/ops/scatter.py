@@ -14,10 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_transformer_attr.ops.linear import pool
+from captum_transformer_attr.ops.pooling import pool
 from captum_transformer_attr.ops.residual import Sum, add
 from captum_transformer_attr.recording import layout as lay
-from captum_transformer_attr.recording.recorder import Recorder, handles
+from captum_transformer_attr.recording.recorder import Recorder
+from captum_transformer_attr.recording.registry import handles
 from captum_transformer_attr.recording.tags import Tag, tag_of
 
 

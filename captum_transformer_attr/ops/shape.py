@@ -14,36 +14,9 @@ from torch import Tensor
 from captum_transformer_attr.recording import layout as lay
 from captum_transformer_attr.recording import tags
 from captum_transformer_attr.recording.node import LocalNode
-from captum_transformer_attr.recording.recorder import LAYOUTS, Recorder, handles, tensors_in
+from captum_transformer_attr.recording.recorder import Recorder
+from captum_transformer_attr.recording.registry import handles, infers
 from captum_transformer_attr.recording.tags import tag_of
-
-# Autograd nodes (without their number) whose backward moves values, sums them at forks, or picks a winner.
-VIEW_LIKE = frozenset(
-    """View UnsafeView Reshape ReshapeAlias Transpose Permute T Squeeze Unsqueeze Expand Slice Select Split
-    SplitWithSizes Unbind Narrow Clone ToCopy Alias AsStrided Index IndexSelect Gather Cat Stack Roll Flip Repeat
-    RepeatInterleave Chunk Contiguous Unfold UnfoldBackward Im2Col Diagonal MaskedFill MaskedSelect MaskedScatter Where
-    IndexPut IndexPutImpl IndexCopy Scatter ConstantPadNd ReflectionPad1D ReflectionPad2D ReplicationPad1D
-    ReplicationPad2D MaxPool2DWithIndices MaxPool1D MaxPool3DWithIndices AdaptiveMaxPool2D Max Min Amax Amin Maximum
-    Minimum Topk Sort CopySlices Copy AccumulateGrad SwapAxes Movedim PixelShuffle PixelUnshuffle Detach SelectScatter
-    SliceScatter Tril Triu UnsafeSplit UnsafeSplitWithSizes Take Fill ChannelShuffle ExpandCopy ViewCopy Kthvalue Msort
-    PadSequence Rot90 Flatten ViewAsComplex ViewAsReal""".split()
-)
-
-
-def is_view_like(name: str) -> bool:
-    """Whether an autograd node of this name (``ViewBackward0``) needs no rule."""
-    head = name.removeprefix("torch::autograd::").partition("Backward")[0]
-    return head.lstrip("_") in VIEW_LIKE
-
-
-def infers(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register how functions with these names change the layout: ``infer(result, *args, **kwargs)``."""
-
-    def register(infer: Callable[..., Any]) -> Callable[..., Any]:
-        LAYOUTS.update(dict.fromkeys(names, infer))
-        return infer
-
-    return register
 
 
 def layout_of(x: Tensor) -> lay.Layout | None:
@@ -223,6 +196,3 @@ def pad(recorder: Recorder, input: Tensor, pad: Any, mode: str = "constant", val
 @handles("dropout", "alpha_dropout", "feature_dropout", "dropout1d", "dropout2d", "dropout3d")
 def dropout(recorder: Recorder, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
     return NotImplemented if training and p > 0 else input
-
-
-__all__ = ["Join", "VIEW_LIKE", "is_view_like", "tensors_in"]

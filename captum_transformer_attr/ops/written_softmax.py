@@ -12,13 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_transformer_attr.ops.attention import Softmax, softmax_of, unshifted
 from captum_transformer_attr.ops.bilinear import MatMul
 from captum_transformer_attr.ops.elementwise import Elementwise, Scale, apply_elementwise
-from captum_transformer_attr.ops.linear import Pool
+from captum_transformer_attr.ops.pooling import Pool
 from captum_transformer_attr.ops.residual import ConstantSum
+from captum_transformer_attr.ops.softmax import Softmax, softmax_of, unshifted
 from captum_transformer_attr.recording import tags
-from captum_transformer_attr.recording.recorder import Recorder, handles, node_behind, node_of
+from captum_transformer_attr.recording.node import node_of
+from captum_transformer_attr.recording.recorder import Recorder, node_behind
+from captum_transformer_attr.recording.registry import handles
 from captum_transformer_attr.recording.tags import tag_of
 
 

@@ -14,9 +14,9 @@ from typing import Any
 from torch import Tensor
 
 from captum_transformer_attr.errors import UnsupportedOperationError
-from captum_transformer_attr.ops.shape import is_view_like
 from captum_transformer_attr.recording import tags
 from captum_transformer_attr.recording.node import Node
+from captum_transformer_attr.recording.view_like import is_view_like
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from captum_transformer_attr.errors import InputError
 from captum_transformer_attr.recording import tags
 from captum_transformer_attr.recording.layout import initial
-from captum_transformer_attr.recording.recorder import HANDLE
-from captum_transformer_attr.recording.tags import Tag
+from captum_transformer_attr.recording.tags import HANDLE, Tag
 
 # Entries of a mapping that steer the model and say nothing themselves.
 NOT_EXPLAINED = re.compile(
@@ -172,55 +171,64 @@ def parse(inputs: Any, additional_forward_args: Any = None) -> Inputs:
         values = {f"input{i}": t for i, t in enumerate(inputs)}
         parsed = Inputs("tuple", values, list(values), extra)
     elif isinstance(inputs, Mapping) and inputs:
-        values = dict(inputs)
-        wrong = [key for key in values if not isinstance(key, str)]
-        if wrong:
-            raise InputError(f"inputs: the keys of a mapping are names of arguments, got {wrong[0]!r}")
-        explained = [
-            n
-            for n, v in values.items()
-            if isinstance(v, Tensor) and v.dtype != torch.bool and v.ndim >= 2 and not NOT_EXPLAINED.search(n)
-        ]
-        if not explained:
-            for n, v in values.items():
-                if isinstance(v, (list, np.ndarray)) and not NOT_EXPLAINED.search(n):
-                    raise InputError(
-                        f"inputs: '{n}' is a {type(v).__name__}, not a Tensor; use torch.as_tensor, or "
-                        "return_tensors='pt' of a tokenizer"
-                    )
-            raise InputError(
-                f"inputs: no entry to explain among {', '.join(values)} (masks and positions are passed on only)"
-            )
-        ids = any(not values[n].is_floating_point() for n in explained)
-        packed = ids and any(GRIDS.search(n) for n, v in values.items() if isinstance(v, Tensor))
-        parsed = Inputs("mapping", values, explained, extra, packed=packed)
+        parsed = parse_mapping(dict(inputs), extra)
     else:
         raise InputError(
             "inputs: expected a Tensor, a tuple of Tensors or a mapping of keyword arguments, got "
             f"{type(inputs).__name__}" + ("; use torch.as_tensor" if isinstance(inputs, np.ndarray) else "")
         )
     for name in parsed.explained:
-        value = parsed.values[name]
-        if value.is_meta:
-            raise InputError(f"inputs: {label(parsed, name)} is on the meta device, where tensors hold no values")
-        if value.layout is not torch.strided or value.is_nested:
-            raise InputError(f"inputs: {label(parsed, name)} is sparse or nested; give a dense, padded tensor")
-        if value.ndim == 0 or value.shape[0] == 0:
-            raise InputError(f"inputs: {label(parsed, name)} holds no example (shape {tuple(value.shape)})")
-        if value.shape[0] != parsed.batch and not (parsed.packed and value.is_floating_point()):
-            raise InputError(
-                f"inputs: {label(parsed, name)} has {value.shape[0]} examples, "
-                f"{label(parsed, parsed.explained[0])} has {parsed.batch}; "
-                "repeat the shorter one (an image for each of its texts), so that both have one entry per example"
-            )
-        if value.dtype == torch.bool or value.is_complex():
-            raise InputError(
-                f"inputs: {label(parsed, name)} is {value.dtype}; floats and integer token ids can be explained"
-            )
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise InputError(f"inputs: {label(parsed, name)} contains NaN or infinity")
+        check_entry(parsed, name)
     refuse_empty_masks(parsed)
     return parsed
+
+
+def parse_mapping(values: dict[str, Any], extra: tuple[Any, ...]) -> Inputs:
+    """Sort keyword arguments into those that are explained and those that are passed on only."""
+    wrong = [key for key in values if not isinstance(key, str)]
+    if wrong:
+        raise InputError(f"inputs: the keys of a mapping are names of arguments, got {wrong[0]!r}")
+    explained = [
+        n
+        for n, v in values.items()
+        if isinstance(v, Tensor) and v.dtype != torch.bool and v.ndim >= 2 and not NOT_EXPLAINED.search(n)
+    ]
+    if not explained:
+        for n, v in values.items():
+            if isinstance(v, (list, np.ndarray)) and not NOT_EXPLAINED.search(n):
+                raise InputError(
+                    f"inputs: '{n}' is a {type(v).__name__}, not a Tensor; use torch.as_tensor, or "
+                    "return_tensors='pt' of a tokenizer"
+                )
+        raise InputError(
+            f"inputs: no entry to explain among {', '.join(values)} (masks and positions are passed on only)"
+        )
+    ids = any(not values[n].is_floating_point() for n in explained)
+    packed = ids and any(GRIDS.search(n) for n, v in values.items() if isinstance(v, Tensor))
+    return Inputs("mapping", values, explained, extra, packed=packed)
+
+
+def check_entry(inputs: Inputs, name: str) -> None:
+    """
+    Raises:
+        InputError: if this entry cannot be explained, or not together with the others.
+    """
+    value, what = inputs.values[name], f"inputs: {label(inputs, name)}"
+    if value.is_meta:
+        raise InputError(f"{what} is on the meta device, where tensors hold no values")
+    if value.layout is not torch.strided or value.is_nested:
+        raise InputError(f"{what} is sparse or nested; give a dense, padded tensor")
+    if value.ndim == 0 or value.shape[0] == 0:
+        raise InputError(f"{what} holds no example (shape {tuple(value.shape)})")
+    if value.shape[0] != inputs.batch and not (inputs.packed and value.is_floating_point()):
+        raise InputError(
+            f"{what} has {value.shape[0]} examples, {label(inputs, inputs.explained[0])} has {inputs.batch}; "
+            "repeat the shorter one (an image for each of its texts), so that both have one entry per example"
+        )
+    if value.dtype == torch.bool or value.is_complex():
+        raise InputError(f"{what} is {value.dtype}; floats and integer token ids can be explained")
+    if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+        raise InputError(f"{what} contains NaN or infinity")
 
 
 def label(inputs: Inputs, name: str) -> str:

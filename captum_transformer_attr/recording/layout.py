@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -111,6 +112,13 @@ def broadcast(layouts: Sequence[tuple[Layout | None, Sequence[int]]], shape: Seq
     return tuple(result) if any(layout is not None for layout, _ in layouts) else None
 
 
+def dims_of(x: Tensor, dim: Any) -> tuple[int, ...]:
+    """Axes of a reduction as non-negative numbers; None or () means all."""
+    if dim is None or (isinstance(dim, (tuple, list)) and not dim):
+        return tuple(range(x.ndim))
+    return tuple(d % x.ndim for d in ((dim,) if isinstance(dim, int) else dim))
+
+
 def without(layout: Layout | None, dims: Sequence[int], keepdim: bool = False) -> Layout | None:
     """Axes removed (or shrunk to size 1) by a reduction, ``select`` or ``unbind``."""
     if layout is None:
@@ -123,58 +131,57 @@ def without(layout: Layout | None, dims: Sequence[int], keepdim: bool = False) -
 
 def indexed(layout: Layout | None, index: object, before: Tensor, after: Tensor) -> Layout | None:
     """Layout of ``before[index]``; advanced indexing is followed as far as it keeps the batch recognisable."""
-    items = list(index) if isinstance(index, tuple) else [index]
     if layout is None:
         return None
-    # A mask that takes everything is a slice.
-    items = [
-        slice(None) if isinstance(i, Tensor) and i.dtype == torch.bool and i.ndim == 1 and bool(i.all()) else i
-        for i in items
-    ]
-    consumed = sum(
-        i.ndim if isinstance(i, Tensor) and i.dtype == torch.bool else 1
-        for i in items
-        if i is not None and i is not Ellipsis
-    )
-    if Ellipsis not in [i if i is Ellipsis else 0 for i in items]:
-        items.append(Ellipsis)
-    position = next(k for k, i in enumerate(items) if i is Ellipsis)
-    items[position : position + 1] = [slice(None)] * (before.ndim - consumed)
-    tensors = [i for i in items if isinstance(i, (Tensor, list))]
+    items = index_items(index, before.ndim)
+    several = sum(isinstance(item, (Tensor, list)) for item in items) > 1
     result: list[Axis] = []
-    source = 0
-    placed = False
+    source, placed = 0, False
     for item in items:
         if item is None:
             result.append(())
             continue
         if isinstance(item, (Tensor, list)):
-            item = torch.as_tensor(item)
-            if item.dtype == torch.bool or item.ndim > 1:
+            positions = torch.as_tensor(item)
+            if positions.dtype == torch.bool or positions.ndim > 1:
                 return fallback(layout, after.shape)
-            factors = layout[source]
-            source += 1
-            if placed or item.ndim == 0:
-                continue
-            placed = True
-            size = after.shape[len(result)] if len(result) < after.ndim else 1
-            whole_batch = (
-                len(factors) == 1
-                and factors[0] == (BATCH, size)
-                and item.shape == (size,)
-                and bool((item.cpu() == torch.arange(size)).all())
-            )
-            # Rows of several examples cannot be told apart any more, but what lies along them can.
-            lost = any(label == BATCH for label, _ in factors)
-            known = len(factors) == 1 and len(tensors) == 1 and not lost
-            result.append(factors if whole_batch else axis(factors[0][0] if known else MIXED, size))
-            continue
-        if isinstance(item, slice):
+            if positions.ndim == 1 and not placed:  # what several lists of positions pick is one axis
+                placed = True
+                size = after.shape[len(result)] if len(result) < after.ndim else 1
+                result.append(picked_axis(layout[source], positions, size, several))
+        elif isinstance(item, slice):
             result.append(layout[source])
         source += 1
     if len(result) != after.ndim:
         return fallback(layout, after.shape)
     return resized(tuple(result), after.shape)
+
+
+def index_items(index: object, ndim: int) -> list[Any]:
+    """An index with one item per axis of the tensor that is indexed, a mask aside, and ``None`` for every new axis."""
+    items: list[Any] = list(index) if isinstance(index, tuple) else [index]
+    masks = [isinstance(i, Tensor) and i.dtype == torch.bool for i in items]
+    consumed = 0
+    for k, item in enumerate(items):
+        if masks[k] and item.ndim == 1 and bool(item.all()):
+            items[k] = slice(None)  # a mask that takes everything
+        if item is not None and item is not Ellipsis:
+            consumed += item.ndim if masks[k] else 1
+    position = next((k for k, item in enumerate(items) if item is Ellipsis), len(items))
+    items[position : position + 1] = [slice(None)] * (ndim - consumed)
+    return items
+
+
+def picked_axis(factors: Axis, positions: Tensor, size: int, several: bool) -> Axis:
+    """The axis that remains of one from which ``positions`` are picked.
+
+    Rows of several examples cannot be told apart any more, but what lies along them can.
+    """
+    if factors == ((BATCH, size),) and positions.shape == (size,):
+        in_order = bool((positions.cpu() == torch.arange(size)).all())
+        return factors if in_order else axis(MIXED, size)
+    known = len(factors) == 1 and not several and factors[0][0] != BATCH
+    return axis(factors[0][0] if known else MIXED, size)
 
 
 def sample_shape(layout: Layout | None, shape: Sequence[int], batch: int) -> tuple[int, int, int] | None:

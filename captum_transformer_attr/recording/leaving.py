@@ -2,9 +2,7 @@
 
 ``detach``, ``.data`` and ``no_grad`` parts give values that look constant: they are marked (``CUT``), and using them
 together with values that depend on an input is refused by name. So is handing values to Python or NumPy (``item``,
-``numpy``), where no mark could follow them, and writing into a tensor behind autograd's back. A tensor that came back
-from where the recorder does not see (a scripted function, an ``autograd.Function``) gets its provenance from autograd's
-own graph; the audit judges what happened in between.
+``numpy``), where no mark could follow them, and writing into a tensor behind autograd's back.
 """
 
 from __future__ import annotations
@@ -16,15 +14,12 @@ from torch import Tensor
 
 from captum_transformer_attr.errors import UnsupportedOperationError
 from captum_transformer_attr.recording import tags
-from captum_transformer_attr.recording.tags import Tag, tag_of
+from captum_transformer_attr.recording.tags import CUT, UNKNOWN
 
 if TYPE_CHECKING:
     from captum_transformer_attr.recording.recorder import Recorder
 
-CUT = "_captum_transformer_attr_cut"  # path of the module that took this tensor out of the graph
 PEAK = "_captum_transformer_attr_peak"  # the live maximum that this detached one was
-# The same for integers that were computed from token ids in a way that no handle follows.
-UNKNOWN = "_captum_transformer_attr_unknown"
 EXPORTS = frozenset(
     "item tolist numpy __array__ __float__ __int__ __index__ __complex__ __dlpack__ __deepcopy__ __reduce_ex__".split()
 )
@@ -56,11 +51,11 @@ def leave(recorder: Recorder, func: Any, name: str, args: Any, kwargs: Any, writ
     result = func(*args, **kwargs)
     if name in ("detach", "data"):
         storage = args[0].untyped_storage()
-        recorder.aliases[storage.data_ptr()] = storage
+        recorder.writes.aliases[storage.data_ptr()] = storage
         if made_by(args[0]) in ("max", "amax"):
             setattr(result, PEAK, args[0])
     if writes:
-        recorder.marked.append(args[0])
+        recorder.writes.marked.append(args[0])
     for out in results_of(result):
         if out.is_floating_point() and not out.requires_grad:
             setattr(out, CUT, recorder.path)
@@ -163,7 +158,7 @@ def refuse_alias(recorder: Recorder, name: str, target: Tensor) -> None:
     Raises:
         UnsupportedOperationError: if a live tensor's memory is written through its detached alias.
     """
-    if hasattr(target, CUT) and target.untyped_storage().data_ptr() in recorder.aliases:
+    if hasattr(target, CUT) and target.untyped_storage().data_ptr() in recorder.writes.aliases:
         raise UnsupportedOperationError(
             f"{place(recorder.path)} writes into a value behind autograd's back ('{name}' on a detached alias): "
             f"what depends on it would be explained wrongly. {WAY_OUT}"
@@ -180,45 +175,3 @@ def refuse_nested(recorder: Recorder, tensor: Tensor) -> None:
             f"{place(recorder.path)} computes with nested tensors, whose tokens cannot be followed. "
             f"Way out: padded tensors and a mask, or examples one by one without nesting."
         )
-
-
-def recover(recorder: Recorder, tensor: Tensor) -> None:
-    """Tag a live tensor from where the recorder does not see, by the recorded operations autograd's graph leads to."""
-    found: dict[int, Tag] = {}
-    stack, seen = [tensor.grad_fn], set()
-    while stack:
-        fn = stack.pop()
-        if fn is None or fn in seen:
-            continue
-        seen.add(fn)
-        tag = recorder.made.get(fn)
-        if tag is not None:
-            found[tag.origin] = tag
-        else:
-            stack += [f for f, _ in fn.next_functions]
-    if not found:
-        raise UnsupportedOperationError(
-            f"{place(recorder.path)} uses a tensor with a gradient graph of its own, which was not made in this "
-            "forward: an operation that the recorder "
-            "cannot see, or a tensor from outside. Way out: detach buffers and cached tensors before attributing, or "
-            "register_rule for the module around it."
-        )
-    setattr(tensor, tags.ATTRIBUTE, recorder.merged(list(found.values())))
-
-
-__all__ = [
-    "CUT",
-    "EXPORTS",
-    "UNKNOWN",
-    "attached",
-    "cut",
-    "leave",
-    "mark_dropped",
-    "pass_marks",
-    "recover",
-    "refuse_alias",
-    "refuse_cut",
-    "refuse_export",
-    "refuse_nested",
-    "tag_of",
-]

@@ -14,7 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from captum_transformer_attr.errors import UnsupportedModelError
-from captum_transformer_attr.recording.recorder import Recorder, describe, tensors_in
+from captum_transformer_attr.recording.atomic import begin_atomic, end_atomic
+from captum_transformer_attr.recording.nested import tensors_in
+from captum_transformer_attr.recording.recorder import Recorder
+from captum_transformer_attr.recording.registry import rule_for_module
+from captum_transformer_attr.recording.tags import describe
 
 CONTAINERS = (dict, OrderedDict, list)  # of module attributes that a forward may fill
 NOTHING: dict[str, Any] = {}
@@ -166,8 +170,6 @@ def refuse_empty(named: list[tuple[str, nn.Module]]) -> None:
 @contextlib.contextmanager
 def watched(modules: Modules, recorder: Recorder) -> Iterator[None]:
     """Hooks that tell the recorder which module runs, and that make modules with a registered rule atomic."""
-    from captum_transformer_attr.ops.custom import rule_for_module
-
     paths = {id(module): path for path, module in modules.named}
     rules = {id(module): rule_for_module(module) for _, module in modules.named}
     recording_thread = threading.get_ident()
@@ -181,14 +183,14 @@ def watched(modules: Modules, recorder: Recorder) -> Iterator[None]:
             recorder.module_stack.append(paths[id(module)])
 
     def isolate(module: nn.Module, args: Any, kwargs: Any) -> Any:
-        return None if recorder.paused or elsewhere() else recorder.begin_atomic(module, args, kwargs)
+        return None if recorder.paused or elsewhere() else begin_atomic(recorder, module, args, kwargs)
 
     def leave(module: nn.Module, args: Any, output: Any) -> Any:
         if elsewhere():
             return None
         path, rule = paths[id(module)], rules[id(module)]
         if rule is not None and recorder.atomic and recorder.atomic[-1].module is module:
-            output = recorder.end_atomic(module, rule, output)
+            output = end_atomic(recorder, rule, output)
         while recorder.module_stack and recorder.module_stack.pop() != path:
             pass
         for t in tensors_in((output,)):
@@ -209,8 +211,3 @@ def watched(modules: Modules, recorder: Recorder) -> Iterator[None]:
         for handle in handles:
             handle.remove()
         recorder.module_stack.clear()
-
-
-def floats(values: Any) -> list[Tensor]:
-    """Floating tensors in nested arguments."""
-    return [t for t in tensors_in(values) if t.is_floating_point()]

@@ -32,9 +32,8 @@ class Node:
     """
 
     label: str = "operation"
-    captured: ClassVar[bool] = (
-        False  # whether the recorder keeps the live output, so that the signal arriving there can be asked for
-    )
+    # Whether the recorder keeps the live output, so that the signal arriving there can be asked for.
+    captured: ClassVar[bool] = False
     recorder: Recorder
     path: str
     index: int
@@ -42,6 +41,11 @@ class Node:
     sources: tuple[Tag | None, ...]  # of the live inputs
     layout: Layout | None
     shape: torch.Size
+
+    @property
+    def is_attention(self) -> bool:
+        """Whether this is a softmax attention over tokens."""
+        return False
 
     def forward(self, *live: Tensor) -> Tensor:
         """Compute the output; runs without autograd."""
@@ -59,7 +63,7 @@ class Node:
         """Store a detached tensor as an attribute, safe against later in-place writes of the model."""
         setattr(self, name, None if tensor is None else tensor.detach())
         if tensor is not None:
-            self.recorder.saved.setdefault(tensor.untyped_storage().data_ptr(), []).append((self, name))
+            self.recorder.writes.keep(self, name, tensor)
 
     def sample_sum(self, tensor: Tensor) -> Tensor:
         """Sum over everything but the examples, shaped to broadcast against ``tensor`` after ``per_sample``.
@@ -77,9 +81,16 @@ class Node:
 
     def absorb(self, arrived: Callable[[], Tensor]) -> None:
         """Count relevance that arrived at parameters: ``arrived()``, of the output's shape, is called on demand."""
-        if self.recorder.accounting:
-            total = self.sample_sum(arrived().to(self.recorder.account_dtype))
-            self.recorder.absorbed[self.path] = self.recorder.absorbed.get(self.path, 0) + total
+        passing = self.recorder.passing
+        if passing is not None and passing.absorbed is not None:
+            total = self.sample_sum(arrived().double())
+            passing.absorbed[self.path] = passing.absorbed.get(self.path, 0) + total
+
+
+def node_of(tensor: Tensor) -> Node | None:
+    """The recorded operation that gave exactly this tensor, no view of it."""
+    node = getattr(tensor.grad_fn, "node", None)
+    return node if isinstance(node, Node) else None
 
 
 class Record(torch.autograd.Function):
@@ -94,7 +105,8 @@ class Record(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor | None) -> Any:
         node: Node = ctx.node
-        if node.recorder.signal is None:
+        passing = node.recorder.passing
+        if passing is None:
             raise UnsupportedOperationError(
                 f"the model takes gradients of its own in its forward, through module '{node.path}': no signal can "
                 "follow them. "
@@ -102,7 +114,7 @@ class Record(torch.autograd.Function):
             )
         if g is None:
             return (None,) * (len(ctx.needs_input_grad))
-        return (None, *node.recorder.signal.send(node, g))
+        return (None, *passing.signal.send(node, g))
 
 
 def owning(out: Tensor, live: tuple[Tensor, ...]) -> Tensor:
@@ -128,7 +140,7 @@ class LocalNode(Node):
         with torch.enable_grad():
             self.leaves = tuple(t.detach().requires_grad_() for t in live)
             for i, leaf in enumerate(self.leaves):
-                self.recorder.saved.setdefault(leaf.untyped_storage().data_ptr(), []).append((self, i))
+                self.recorder.writes.keep(self, i, leaf)
             self.y = self.function(*self.leaves)
             if any(self.y is leaf for leaf in self.leaves):
                 self.y = self.y.view_as(self.y)

@@ -5,32 +5,29 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
-import captum_transformer_attr.ops  # noqa: F401  registers the operations
 from captum_transformer_attr.errors import UnsupportedModelError
-from captum_transformer_attr.ops.attention import Attention
+from captum_transformer_attr.recording.agreement import verify
 from captum_transformer_attr.recording.audit import audit
-from captum_transformer_attr.recording.inputs import Inputs, attach, private
-from captum_transformer_attr.recording.leaving import CUT
+from captum_transformer_attr.recording.inputs import Inputs, attach
 from captum_transformer_attr.recording.modules import Modules, as_evaluated, uncompiled, watched
 from captum_transformer_attr.recording.node import LayoutLostError, Node
 from captum_transformer_attr.recording.outputs import OutputChoice, unwrap
 from captum_transformer_attr.recording.precision import is_half
-from captum_transformer_attr.recording.quantised import AGREEMENT as QUANTISED_AGREEMENT
-from captum_transformer_attr.recording.quantised import dequantised, quantised_layers
-from captum_transformer_attr.recording.recorder import HANDLE, Recorder
-from captum_transformer_attr.recording.tags import Tag, tag_of
+from captum_transformer_attr.recording.quantised import dequantised
+from captum_transformer_attr.recording.recorder import Recorder
+from captum_transformer_attr.recording.signal import Signal
+from captum_transformer_attr.recording.tags import CUT, HANDLE, Tag, tag_of
 from captum_transformer_attr.recording.tap import Tap
 from captum_transformer_attr.recording.targets import Contrast, select
-from captum_transformer_attr.rules.table import Signal
 
-# How far the recorded forward may be from the plain one, relative to the largest output: rounding, not more.
-AGREEMENT = {torch.float64: 1e-9, torch.float32: 2e-4, torch.float16: 0.05, torch.bfloat16: 0.2}
+if TYPE_CHECKING:
+    from captum_transformer_attr.ops.attention import Attention
 
 
 class Recording:
@@ -82,19 +79,27 @@ class Recording:
             raise LayoutLostError("a slice of the batch axis")
         nodes = set(audit(self.selected)).union(() if self.subtracted is None else audit(self.subtracted))
         self.nodes = sorted(nodes, key=lambda node: node.index)
-        self.attentions = [n for n in self.nodes if isinstance(n, Attention) and not n.over_channels]
+        self.attentions = [cast("Attention", n) for n in self.nodes if n.is_attention]
         return self.selected
 
     def send(
-        self, signal: Signal, wrt: Sequence[Tensor], start: Tensor | None = None, source: Tensor | None = None
+        self,
+        signal: Signal,
+        wrt: Sequence[Tensor],
+        start: Tensor | None = None,
+        source: Tensor | None = None,
+        absorbed: dict[str, Tensor] | None = None,
     ) -> list[Tensor]:
-        """Send a signal from the selected outputs, or ``source``, back to ``wrt``; what nothing reached is zero."""
+        """Send a signal from the selected outputs, or ``source``, back to ``wrt``; what nothing reached is zero.
+
+        ``absorbed`` gets what parameters took of it, see ``Pass``.
+        """
         sources = [self.selected if source is None else source]
         starts = [torch.ones_like(sources[0]) if start is None else start]
         if source is None and self.subtracted is not None and signal.carries == "gradient":
             sources.append(self.subtracted)
             starts.append(-starts[0])
-        grads = self.relay(signal, sources, starts, wrt)
+        grads = self.relay(signal, sources, starts, wrt, absorbed=absorbed)
         return [torch.zeros_like(t) if g is None else g for g, t in zip(grads, wrt, strict=True)]
 
     def relay(
@@ -104,13 +109,11 @@ class Recording:
         starts: Sequence[Tensor],
         wrt: Sequence[Any],
         create_graph: bool = False,
+        absorbed: dict[str, Tensor] | None = None,
     ) -> tuple[Tensor | None, ...]:
         """Send a signal from anywhere in the graph (tensors or ``GradientEdge``); None where nothing arrived."""
-        self.recorder.signal = signal
-        try:
+        with self.recorder.sending(signal, absorbed):
             return torch.autograd.grad(outputs, wrt, starts, True, create_graph, allow_unused=True)
-        finally:
-            self.recorder.signal = None
 
     def tag(self, tensor: Tensor) -> Tag:
         """Provenance of a recorded tensor."""
@@ -147,52 +150,62 @@ def recorded(
         UnsupportedModelError: if the recorded forward does not give what the plain forward gives.
         LayoutLostError: if the examples of the batch influence each other.
     """
-    recorder = Recorder(inputs.batch)
-    recorder.constants = constants
     modules = Modules(function)
-    dtype = modules.dtype() or inputs.dtype
-    recorder.promote = is_half(dtype) or is_half(inputs.dtype)
-    recorder.handle_dtype = torch.float32 if recorder.promote else dtype
-    recording: Recording | None = None
+    recorder = recorder_for(modules, inputs, constants)
     try:
         with (
             torch.inference_mode(False),
             torch.enable_grad(),
             full_precision(),
-            as_evaluated(modules) as put_back,
+            as_evaluated(modules) as put_attributes_back,
             uncompiled(),
         ):
-            recorder.owned = modules.owned()
+
+            def put_back() -> None:
+                put_attributes_back()
+                recorder.writes.restore_owned()
+
+            recorder.writes.owned = modules.owned()
             state = modules.random_state()
-            values = attach(inputs, recorder.handle_dtype, recorder.promote)
-            for i, name in enumerate(inputs.explained):
-                given = getattr(values[name], HANDLE, values[name])
-                recorder.edges[i], recorder.made[given.grad_fn] = get_gradient_edge(given), tag_of(given)  # type: ignore[assignment]
-            tapping = contextlib.nullcontext() if tap is None else tap.installed(recorder)
-            with dequantised(m for _, m in modules.named), tapping, watched(modules, recorder), recorder:
-                args, kwargs = inputs.arguments(values)
-                result = unwrap(followable(function, *args, **kwargs), output)
+            result = record(function, inputs, output, modules, recorder, tap)
             put_back()
-            recorder.restore_owned()
             signature = (modules.structure(), inputs.signature())
             # The plain forward continues the random numbers, so that a model that uses them gives something else.
-            if (verified is not None and signature not in verified) or not all(
-                map(torch.equal, state, modules.random_state())
-            ):
-                plain = compare(function, inputs, output, result, recorder.autocast)
-                if inputs.batch > 1:
-                    put_back()
-                    recorder.restore_owned()
-                    refuse_mixing(function, inputs, output, plain, recorder.autocast)
+            is_random = not all(map(torch.equal, state, modules.random_state()))
+            if is_random or (verified is not None and signature not in verified):
+                verify(function, inputs, output, result, recorder.autocast, put_back)
             if verified is not None:
                 verified.add(signature)
-            recording = Recording(recorder, inputs, result)
-            yield recording
+            yield Recording(recorder, inputs, result)
     finally:
-        recorder.restore_owned()
+        recorder.writes.restore_owned()
         for node in recorder.nodes:
             node.__dict__.clear()
         recorder.clear()
+
+
+def recorder_for(modules: Modules, inputs: Inputs, constants: bool) -> Recorder:
+    """A recorder in the precision in which a model and its inputs are followed."""
+    recorder = Recorder(inputs.batch)
+    recorder.constants = constants
+    dtype = modules.dtype() or inputs.dtype
+    recorder.promote = is_half(dtype) or is_half(inputs.dtype)
+    recorder.handle_dtype = torch.float32 if recorder.promote else dtype
+    return recorder
+
+
+def record(
+    function: Any, inputs: Inputs, output: OutputChoice, modules: Modules, recorder: Recorder, tap: Tap | None
+) -> Tensor:
+    """Run the model once, recorded; the tensor that is explained."""
+    values = attach(inputs, recorder.handle_dtype, recorder.promote)
+    for i, name in enumerate(inputs.explained):
+        given = getattr(values[name], HANDLE, values[name])
+        recorder.edges[i], recorder.made[given.grad_fn] = get_gradient_edge(given), tag_of(given)  # type: ignore[assignment]
+    tapping = contextlib.nullcontext() if tap is None else tap.installed(recorder)
+    with dequantised(m for _, m in modules.named), tapping, watched(modules, recorder), recorder:
+        args, kwargs = inputs.arguments(values)
+        return unwrap(followable(function, *args, **kwargs), output)
 
 
 def followable(function: Any, *args: Any, **kwargs: Any) -> Any:
@@ -211,77 +224,8 @@ def followable(function: Any, *args: Any, **kwargs: Any) -> Any:
         ) from error
 
 
-def plain_forward(function: Any, inputs: Inputs, output: OutputChoice) -> Tensor:
-    """What the model gives without us."""
-    with torch.no_grad():
-        args, kwargs = inputs.arguments({name: private(value) for name, value in inputs.values.items()})
-        return unwrap(function(*args, **kwargs), output)
-
-
 @contextlib.contextmanager
 def full_precision() -> Iterator[None]:
     """A caller's autocast region does not reach into recording and rules."""
     with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
         yield
-
-
-def agreement_of(function: Any, plain: Tensor, autocast: torch.dtype | None) -> float:
-    """How far two forwards may be apart, relative to the largest output."""
-    if quantised_layers(m for _, m in Modules(function).named):
-        return QUANTISED_AGREEMENT
-    return max(AGREEMENT[plain.dtype], 0.0 if autocast is None else AGREEMENT[autocast])
-
-
-def refuse_mixing(
-    function: Any, inputs: Inputs, output: OutputChoice, plain: Tensor, autocast: torch.dtype | None
-) -> None:
-    """An example that influences others cannot be explained together with them: its scores would be theirs.
-
-    Batch statistics and means over the batch do so.
-
-    Looks at the last example. What a model cannot compute alone, or gives another shape alone (scores of all pairs), is
-    left to the layouts.
-
-    Raises:
-        LayoutLostError: so that the examples are explained one by one, and each gets what it would get alone.
-    """
-    last = inputs.batch - 1
-    try:
-        alone = plain_forward(function, inputs.example(last), output)
-    except Exception:  # noqa: BLE001  arguments that belong to the whole batch
-        return
-    if alone.ndim == 0 or alone.shape[0] != 1 or plain.shape != (inputs.batch, *alone.shape[1:]):
-        return
-    together = plain[last:].double()
-    finite = together.isfinite() & alone.isfinite()
-    if not bool(finite.any()):
-        return
-    size = together[finite].abs().max().item()
-    allowed = agreement_of(function, plain, autocast) * max(size, 1e-3)
-    if (together - alone.double())[finite].abs().max().item() > allowed:
-        raise LayoutLostError("the examples of this batch influence each other")
-
-
-def compare(
-    function: Any, inputs: Inputs, output: OutputChoice, recorded_output: Tensor, autocast: torch.dtype | None = None
-) -> Tensor:
-    """The recorded forward equals the plain one, which is returned, to rounding, or the call fails."""
-    plain = plain_forward(function, inputs, output)
-    if plain.shape != recorded_output.shape:
-        raise UnsupportedModelError(
-            f"the recorded forward gives shape {tuple(recorded_output.shape)}, the plain one {tuple(plain.shape)}"
-        )
-    recorded_output = recorded_output.detach()
-    finite = plain.isfinite()
-    difference = (plain.double() - recorded_output.double()).abs()[finite]
-    worst = difference.max().item() if difference.numel() else 0.0
-    size = plain[finite].abs().max().item() if difference.numel() else 0.0
-    allowed = agreement_of(function, plain, autocast) * max(size, 1e-3)
-    if not worst <= allowed or not torch.equal(finite, recorded_output.to(plain.dtype).isfinite()):
-        raise UnsupportedModelError(
-            f"the recorded forward differs from the plain one by {worst:.2g} (outputs up to {size:.2g}): the model is "
-            "random in evaluation mode or "
-            "computes in a way that cannot be followed; make it deterministic, or register_rule for the module in "
-            "question"
-        )
-    return plain

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -17,7 +18,14 @@ GATE = "gate"  # bounded activation (sigmoid, tanh): multiplies a signal
 ACTIVATED = "activated"  # unbounded activation (SiLU, GELU): the gate of a gated linear unit
 STATISTIC = "statistic"  # a norm or standard deviation: scales a signal
 MEAN = "mean"  # a mean or a sum over channels, or one that kept its axes: its root (or a power) scales a signal
-ATTRIBUTE = "_captum_transformer_attr_tag"
+
+# Marks on tensors.
+ATTRIBUTE = "_captum_transformer_attr_tag"  # the tag
+HANDLE = "_captum_transformer_attr_handle"  # float stand-in of an integer tensor of token ids
+CUT = "_captum_transformer_attr_cut"  # path of the module that took this tensor out of the graph
+# The same for integers that were computed from token ids in a way that no handle follows.
+UNKNOWN = "_captum_transformer_attr_unknown"
+MARKS = (ATTRIBUTE, HANDLE, CUT, UNKNOWN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,3 +63,8 @@ class Tag:
 def tag_of(tensor: Tensor) -> Tag | None:
     """The tag of a tensor, None if no input reaches it."""
     return getattr(tensor, ATTRIBUTE, None)
+
+
+def describe(grad_fn: Any, name: str, path: str) -> None:
+    """Note on an autograd node which function made it where, for the audit's message; the first note stays."""
+    grad_fn.metadata.setdefault(ATTRIBUTE, (name, path))

@@ -14,8 +14,9 @@ from captum_transformer_attr.errors import InputError
 from captum_transformer_attr.recording import tags
 from captum_transformer_attr.recording.layout import initial
 from captum_transformer_attr.recording.modules import modules_of
-from captum_transformer_attr.recording.recorder import HANDLE, Recorder, replaced, tensors_in
-from captum_transformer_attr.recording.tags import tag_of
+from captum_transformer_attr.recording.nested import replaced, tensors_in
+from captum_transformer_attr.recording.recorder import Recorder
+from captum_transformer_attr.recording.tags import HANDLE, tag_of
 
 
 class Tap:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from captum._utils.common import _select_targets
 from torch import Tensor
 
+from captum_transformer_attr.captum_compat import select_targets
 from captum_transformer_attr.errors import TargetError
 
 
@@ -41,7 +41,7 @@ def select(output: Tensor, target: Any) -> Tensor:
     if isinstance(target, Tensor):
         target = target.to(output.device)
     try:
-        selected: Tensor = _select_targets(output, target)
+        selected: Tensor = select_targets(output, target)
     except (AssertionError, IndexError, RuntimeError, TypeError) as error:
         reason = str(error).splitlines()[0] if str(error) else "it does not fit"
         raise TargetError(

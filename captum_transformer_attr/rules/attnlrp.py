@@ -7,6 +7,7 @@ from captum_transformer_attr.ops.attention import FusedAttention, ValueProduct
 from captum_transformer_attr.ops.elementwise import Elementwise
 from captum_transformer_attr.ops.product import Product
 from captum_transformer_attr.recording.node import Node
+from captum_transformer_attr.recording.signal import Rule
 from captum_transformer_attr.rules.linear_rules import Composite
 from captum_transformer_attr.rules.modified_gradient import (
     SHARED,
@@ -16,7 +17,6 @@ from captum_transformer_attr.rules.modified_gradient import (
     halved_value_product,
     slope,
 )
-from captum_transformer_attr.rules.table import Rule
 
 TABLE: dict[type[Node], Rule] = {
     **SHARED,

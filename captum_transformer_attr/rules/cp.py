@@ -3,10 +3,12 @@ Conservative Propagation, ICML 2022)."""
 
 from __future__ import annotations
 
-from captum_transformer_attr.ops.attention import Attention, Softmax
+from captum_transformer_attr.ops.attention import Attention
 from captum_transformer_attr.ops.elementwise import Elementwise
 from captum_transformer_attr.ops.product import Product
+from captum_transformer_attr.ops.softmax import Softmax
 from captum_transformer_attr.recording.node import Node
+from captum_transformer_attr.recording.signal import Rule
 from captum_transformer_attr.rules.linear_rules import Composite
 from captum_transformer_attr.rules.modified_gradient import (
     SHARED,
@@ -16,7 +18,6 @@ from captum_transformer_attr.rules.modified_gradient import (
     frozen_map,
     tangent,
 )
-from captum_transformer_attr.rules.table import Rule
 
 TABLE: dict[type[Node], Rule] = {
     **SHARED,

@@ -10,19 +10,22 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from captum_transformer_attr.ops.attention import FusedAttention, Softmax, ValueProduct
+from captum_transformer_attr.ops.attention import FusedAttention, ValueProduct
 from captum_transformer_attr.ops.bilinear import MatMul, unbroadcast
 from captum_transformer_attr.ops.custom import Custom
+from captum_transformer_attr.ops.division import STABILISER, divide, is_nothing
 from captum_transformer_attr.ops.elementwise import Elementwise, Scale
 from captum_transformer_attr.ops.embedding import Embedding
-from captum_transformer_attr.ops.linear import LinearMap, Pool
+from captum_transformer_attr.ops.linear import LinearMap
 from captum_transformer_attr.ops.norm import Centring, Norm, Statistic
+from captum_transformer_attr.ops.pooling import Pool
 from captum_transformer_attr.ops.product import Product
 from captum_transformer_attr.ops.residual import ConstantSum, Sum
 from captum_transformer_attr.ops.scatter import Accumulation
 from captum_transformer_attr.ops.shape import Join
+from captum_transformer_attr.ops.softmax import Softmax
 from captum_transformer_attr.recording.node import Grads, Node
-from captum_transformer_attr.rules.table import STABILISER, Rule, Signal, divide, is_nothing
+from captum_transformer_attr.recording.signal import Rule, Signal
 
 
 def identity(node: Node, r: Tensor, signal: Signal) -> Grads:

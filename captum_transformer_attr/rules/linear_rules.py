@@ -13,10 +13,11 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor
 
-from captum_transformer_attr.ops.linear import Convolution, LinearMap
+from captum_transformer_attr.ops.convolution import Convolution
+from captum_transformer_attr.ops.division import divide
+from captum_transformer_attr.ops.linear import LinearMap
 from captum_transformer_attr.recording import layout as lay
 from captum_transformer_attr.rules.deep_taylor import SMALLEST_SHARE
-from captum_transformer_attr.rules.table import divide
 
 
 @dataclass(frozen=True)

@@ -10,20 +10,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from captum_transformer_attr.ops.attention import Attention, FusedAttention, Softmax, ValueProduct
+from captum_transformer_attr.ops.attention import Attention, FusedAttention, ValueProduct
 from captum_transformer_attr.ops.bilinear import MatMul
 from captum_transformer_attr.ops.custom import Custom
 from captum_transformer_attr.ops.elementwise import Gelu, Scale
 from captum_transformer_attr.ops.embedding import Embedding
-from captum_transformer_attr.ops.linear import LinearMap, Pool
+from captum_transformer_attr.ops.linear import LinearMap
 from captum_transformer_attr.ops.norm import Centring, Norm, Statistic
+from captum_transformer_attr.ops.pooling import Pool
 from captum_transformer_attr.ops.product import ACTIVATION, GATED, Product
 from captum_transformer_attr.ops.residual import ConstantSum, Sum
 from captum_transformer_attr.ops.shape import Join
+from captum_transformer_attr.ops.softmax import Softmax
 from captum_transformer_attr.recording import tags
 from captum_transformer_attr.recording.node import Grads, LocalNode, Node
+from captum_transformer_attr.recording.signal import Rule, Signal, ordinary
 from captum_transformer_attr.rules.linear_rules import Composite, ZBox
-from captum_transformer_attr.rules.table import Rule, Signal, ordinary
 
 
 class ModifiedGradient(Signal):

@@ -9,12 +9,12 @@ from torch import Tensor
 from captum_transformer_attr.errors import InputError
 from captum_transformer_attr.ops.linear import LinearMap
 from captum_transformer_attr.recording.node import Grads
+from captum_transformer_attr.recording.signal import Signal
 from captum_transformer_attr.rules import deep_taylor
 from captum_transformer_attr.rules.attnlrp import attnlrp
 from captum_transformer_attr.rules.cp import cp
 from captum_transformer_attr.rules.libra import libra
 from captum_transformer_attr.rules.linear_rules import COMPOSITES, Composite, LinearRule, ZBox, ZPlus
-from captum_transformer_attr.rules.table import Signal
 
 GRADIENT_TABLES = {"attnlrp": attnlrp, "cp": cp, "libra": libra}
 TABLES = ("deep_taylor", *GRADIENT_TABLES)

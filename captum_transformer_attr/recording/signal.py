@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from captum_transformer_attr.errors import UnsupportedOperationError
@@ -15,7 +15,7 @@ Rule = Callable[[Any, Tensor, Any], Grads]
 
 
 class Signal:
-    """One backward pass. ``rules`` maps node classes to ``rule(node, arriving, signal)``; the most specific class wins.
+    """What travels back. ``rules`` maps node classes to ``rule(node, arriving, signal)``; the most specific class wins.
 
     ``carries`` tells what travels: ``"gradient"`` (also the modified gradients g of rules with R = x ⊙ g),
     ``"relevance"``, or ``"flow"`` (any tensor whose channel sum is a token's relevance).
@@ -49,27 +49,10 @@ def gradient_signal() -> Signal:
     return Signal("gradient", "gradient", {Node: ordinary})
 
 
-STABILISER = 1e-9  # the published one, added whatever the sign of the denominator
-# float64 divides by smaller numbers than this as they are: beside them the stabiliser would take relevance away.
-RESOLVED = 1e-6
-NOTHING = {
-    torch.float64: 1e-150,
-    torch.float32: 1e-36,
-}  # what is smaller is treated as 0: a quotient by it would overflow
+@dataclass(frozen=True)
+class Pass:
+    """One backward pass: the signal that travels, and where relevance that arrives at parameters is added up, per
+    module path ``(N,)``; None where nobody asks."""
 
-
-def stabilised(b: Tensor) -> Tensor:
-    """``b`` plus the published stabiliser, in float64 only where ``b`` is large beside it."""
-    if b.dtype != torch.float64:
-        return b + STABILISER
-    return torch.where(b.abs() < RESOLVED, b, b + STABILISER)
-
-
-def is_nothing(b: Tensor) -> Tensor:
-    """Where ``b`` is 0, or so near to it (an attention that underflows) that a quotient would overflow."""
-    return b.abs() < NOTHING[b.dtype] if b.dtype in NOTHING else b == 0
-
-
-def divide(a: Tensor, b: Tensor) -> Tensor:
-    """``a / b``, stabilised, 0 where b is nothing."""
-    return torch.where(is_nothing(b), 0, a / stabilised(b))
+    signal: Signal
+    absorbed: dict[str, Tensor] | None = None

@@ -10,13 +10,18 @@ floats are marked as cut, its integers as not to be embedded.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from captum_transformer_attr.recording.leaving import CUT, UNKNOWN
-from captum_transformer_attr.recording.recorder import HANDLE, HANDLERS, Recorder, base_name, undispatched, writes
+from captum_transformer_attr.recording.names import base_name, writes
+from captum_transformer_attr.recording.registry import HANDLERS
+from captum_transformer_attr.recording.tags import CUT, HANDLE, UNKNOWN
+from captum_transformer_attr.recording.undispatched import undispatched
+
+if TYPE_CHECKING:
+    from captum_transformer_attr.recording.recorder import Recorder
 
 MOVES = frozenset(
     """view reshape flatten unflatten contiguous clone permute transpose t T mT squeeze unsqueeze expand expand_as
@@ -118,50 +123,57 @@ def table_lookup(recorder: Recorder, name: str, args: Any) -> Tensor | None:
 
 def moved(recorder: Recorder, func: Any, name: str, args: Any, kwargs: Any) -> Any:
     """Repeat on the handles what moves the ids; constants that take their places have the handle 0."""
-
-    def shadow(value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
-        zeros = torch.zeros(value.shape, dtype=recorder.handle_dtype, device=value.device)
-        return getattr(value, HANDLE, zeros)
-
+    if name == "where" and len(args) < 3:
+        return func(*args, **kwargs)
+    handles, options = on_handles(recorder, name, args, kwargs)
     written = writes(name)
-    # The values that are moved stand first; what follows are positions, except where values are put in.
-    first = (
-        [shadow(t) for t in args[0]]
-        if args and isinstance(args[0], (list, tuple))
-        else shadow(args[0])
-        if args
-        else None
-    )
-    rest, given = list(args[1:]), {k: shadow(v) if k == "input" else v for k, v in kwargs.items()}
-    if name == "where":
-        if len(args) < 3:
-            return func(*args, **kwargs)
-        first, rest = args[0], [shadow(a) if isinstance(a, Tensor) else 0.0 for a in args[1:]]
-    elif name in ("masked_fill", "masked_fill_"):
-        rest, given = (
-            [*args[1:2], *([0.0] if len(args) > 2 else [])],
-            {k: 0.0 if k == "value" else v for k, v in given.items()},
-        )
-    elif name == "fill_":
-        rest, given = [0.0], {}
-    elif name == "__setitem__":
-        rest = [args[1], shadow(args[2]) if isinstance(args[2], Tensor) else 0.0]
-    elif name == "copy_":
-        rest = [shadow(args[1])]
-    elif name == "pad":
-        given.pop("value", None)
     result = func(*args, **kwargs)
     if written:
-        first = first.clone()  # type: ignore[union-attr]
+        handles[0] = handles[0].clone()
     with recorder:
-        followed = func(*([first, *rest] if args else []), **given)
+        followed = func(*handles, **options)
     if written:
-        setattr(args[0], HANDLE, first)
+        setattr(args[0], HANDLE, handles[0])
         return result
     outs = zip(result, followed, strict=True) if isinstance(result, (tuple, list)) else [(result, followed)]
     for out, handle in outs:
         if handle.requires_grad:
             setattr(out, HANDLE, handle)
     return result
+
+
+def on_handles(recorder: Recorder, name: str, args: Any, kwargs: Any) -> tuple[list[Any], dict[str, Any]]:
+    """The arguments of a function that moves ids with handles in the place of ids, 0 in that of other values.
+
+    The values that are moved stand first; what follows are positions, except where values are put in.
+    """
+    options = {key: handle_of(recorder, value) if key == "input" else value for key, value in kwargs.items()}
+    if name == "where":  # the condition stands first
+        return [args[0], *(handle_of(recorder, a) if isinstance(a, Tensor) else 0.0 for a in args[1:])], options
+    rest = list(args[1:])
+    if name in ("masked_fill", "masked_fill_"):
+        rest = [*rest[:1], *([0.0] if len(rest) > 1 else [])]
+        options = {key: 0.0 if key == "value" else value for key, value in options.items()}
+    elif name == "fill_":
+        rest, options = [0.0], {}
+    elif name == "__setitem__":
+        rest = [rest[0], handle_of(recorder, rest[1]) if isinstance(rest[1], Tensor) else 0.0]
+    elif name == "copy_":
+        rest = [handle_of(recorder, rest[0])]
+    elif name == "pad":
+        options.pop("value", None)
+    if not args:
+        return [], options
+    several = isinstance(args[0], (list, tuple))
+    first = [handle_of(recorder, t) for t in args[0]] if several else handle_of(recorder, args[0])
+    return [first, *rest], options
+
+
+def handle_of(recorder: Recorder, value: Any) -> Any:
+    """The handle of ids, zeros for other tensors; anything else is itself."""
+    if not isinstance(value, Tensor):
+        return value
+    handle = getattr(value, HANDLE, None)
+    if handle is None:
+        handle = torch.zeros(value.shape, dtype=recorder.handle_dtype, device=value.device)
+    return handle

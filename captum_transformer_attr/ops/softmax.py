@@ -1,0 +1,69 @@
+"""Softmax, and its logarithm."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_transformer_attr.recording import tags
+from captum_transformer_attr.recording.node import Grads, LocalNode, node_of
+from captum_transformer_attr.recording.recorder import Recorder
+from captum_transformer_attr.recording.registry import handles
+from captum_transformer_attr.recording.tags import tag_of
+
+
+class Softmax(LocalNode):
+    """Softmax over one axis. Of a logarithm of one, ``logits`` are its live input and ``dim`` its axis."""
+
+    label = "softmax"
+    logits: Tensor | None = None
+    dim: int = -1
+
+    def gradient(self, g: Tensor) -> Grads:
+        (back,) = super().gradient(g)
+        # A row whose every key is masked is NaN; where the model hides it afterwards (Longformer) nothing arrives, and
+        # nothing may leave.
+        return (back if back is None else torch.where(self.y.isnan() & (g == 0), 0, back),)
+
+
+def softmax_of(recorder: Recorder, input: Tensor, dim: int, dtype: Any = None) -> Tensor:
+    """Record a softmax. What all entries of a row share (a maximum taken off) changes nothing and gets nothing."""
+    input = unshifted(input, dim)
+    node = Softmax()
+    node.function = lambda x: x.softmax(dim, dtype=dtype)
+    tag = tag_of(input)
+    return recorder.run(node, input, layout=tag.layout if tag else None, role=tags.PROBABILITY)
+
+
+def unshifted(input: Tensor, dim: int) -> Tensor:
+    """``x`` where the input is ``x + c`` with a live ``c`` that is constant along ``dim``."""
+    operands = getattr(node_of(input), "broadcast", ())
+    for x, c in (operands, operands[::-1]) if operands else ():
+        axis = dim % input.ndim - input.ndim
+        if x.shape == input.shape and (c.ndim < -axis or c.shape[axis] == 1 != x.shape[axis]):
+            return unshifted(x, dim)
+    return input
+
+
+def softmax_handler(name: str) -> Any:
+    function = getattr(torch, name)
+
+    def handler(
+        recorder: Recorder, input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: Any = None, **_: Any
+    ) -> Any:
+        dim = dim if dim is not None else (0 if input.ndim in (0, 1, 3) else 1)
+        if name == "softmax":
+            return softmax_of(recorder, input, dim, dtype)
+        node = Softmax()
+        node.logits, node.dim = input, dim
+        node.function = lambda x: function(x, dim, dtype=dtype)
+        tag = tag_of(input)
+        return recorder.run(node, input, layout=tag.layout if tag else None, role=tags.PLAIN)
+
+    return handler
+
+
+handles("softmax", "special_softmax")(softmax_handler("softmax"))
+handles("log_softmax", "special_log_softmax")(softmax_handler("log_softmax"))

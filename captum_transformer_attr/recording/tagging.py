@@ -1,0 +1,90 @@
+"""Tags of tensors that no node gave: views, what was written into, what comes from where the recorder does not see."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from captum_transformer_attr.errors import UnsupportedOperationError
+from captum_transformer_attr.recording import tags
+from captum_transformer_attr.recording.layout import features, resized
+from captum_transformer_attr.recording.leaving import place
+from captum_transformer_attr.recording.names import LIKE_ANOTHER, base_name
+from captum_transformer_attr.recording.nested import tensors_in
+from captum_transformer_attr.recording.registry import LAYOUTS
+from captum_transformer_attr.recording.tags import Tag, describe, tag_of
+
+if TYPE_CHECKING:
+    from captum_transformer_attr.recording.recorder import Recorder
+
+
+def tag_native(recorder: Recorder, out: Tensor, name: str, operands: list[Tensor], args: Any, kwargs: Any) -> None:
+    """Tag what torch itself made of ``operands``."""
+    if name in LIKE_ANOTHER:
+        operands = operands[:1]
+    found = [t for t in map(tag_of, operands) if t is not None]
+    if not found:
+        found = [recorder.merged([])]
+    infer = LAYOUTS.get(name) or LAYOUTS.get(base_name(name))
+    first = found[0]
+    try:
+        layout = infer(out, *args, **kwargs) if infer else resized(first.layout, out.shape)
+    except (RuntimeError, TypeError, ValueError, IndexError):
+        layout = None
+    if name == "__getitem__" and layout is None and first.layout is not None and not tensors_in(args[1:]):
+        recorder.mixes_examples = True
+    if len(found) == 1 and layout is not None and features(layout) < features(first.layout):
+        # Some channels of several (queries of a joint projection, half of a gated unit) are values of their own.
+        part = (first.origin, out.storage_offset(), out.shape, out.stride())
+        moved = recorder.parts.setdefault(
+            part, recorder.merged(found, role=first.role, root=first.root, sum_of=first.sum_of)
+        )
+        moved = replace(moved, layout=layout)
+    elif len(found) == 1:
+        # Values that only moved keep their identity, so that a trunk is recognised behind a reshape or a cast.
+        moved = replace(first, layout=layout, parts=(), parts_dim=0)
+    else:
+        roles = {t.role for t in found}
+        moved = recorder.merged(found, layout=layout, role=roles.pop() if len(roles) == 1 else tags.PLAIN)
+    setattr(out, tags.ATTRIBUTE, moved)
+    if out.grad_fn is not None:
+        recorder.made[out.grad_fn] = moved
+        describe(out.grad_fn, name, recorder.path)
+
+
+def tag_base(recorder: Recorder, written: Tensor) -> None:
+    """A write into a view makes the viewed tensor depend on the input too."""
+    base = written._base
+    tag = tag_of(written)
+    if base is not None and tag is not None and base.requires_grad:
+        found = [tag] if tag_of(base) is None else [tag_of(base), tag]
+        known = [t for t in found if t is not None]
+        layout = known[0].layout if tag_of(base) is not None else resized(tag.layout, base.shape)
+        setattr(base, tags.ATTRIBUTE, recorder.merged(known, layout=layout))
+
+
+def recover(recorder: Recorder, tensor: Tensor) -> None:
+    """Tag a live tensor from where the recorder does not see (a scripted function, an ``autograd.Function``), by the
+    recorded operations that autograd's graph leads to; the audit judges what happened in between."""
+    found: dict[int, Tag] = {}
+    stack, seen = [tensor.grad_fn], set()
+    while stack:
+        fn = stack.pop()
+        if fn is None or fn in seen:
+            continue
+        seen.add(fn)
+        tag = recorder.made.get(fn)
+        if tag is not None:
+            found[tag.origin] = tag
+        else:
+            stack += [f for f, _ in fn.next_functions]
+    if not found:
+        raise UnsupportedOperationError(
+            f"{place(recorder.path)} uses a tensor with a gradient graph of its own, which was not made in this "
+            "forward: an operation that the recorder "
+            "cannot see, or a tensor from outside. Way out: detach buffers and cached tensors before attributing, or "
+            "register_rule for the module around it."
+        )
+    setattr(tensor, tags.ATTRIBUTE, recorder.merged(list(found.values())))

@@ -1,0 +1,27 @@
+"""Python-level torch functions, opened so that the operations they are written with are seen."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from typing import Any
+
+
+def undispatched(function: Any) -> Callable[..., Any] | None:
+    """A copy of a Python-level torch function without its ``__torch_function__`` test, so that what it calls is seen.
+
+    The original stays as it is; only the copy's globals say that no argument wants to be dispatched.
+    """
+    if not isinstance(function, types.FunctionType) or not function.__module__.startswith("torch"):
+        return None
+
+    def never(*_: Any) -> bool:
+        return False
+
+    namespace = dict(function.__globals__)
+    namespace.update(has_torch_function=never, has_torch_function_unary=never, has_torch_function_variadic=never)
+    copy = types.FunctionType(
+        function.__code__, namespace, function.__name__, function.__defaults__, function.__closure__
+    )
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy
