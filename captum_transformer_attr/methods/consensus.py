@@ -27,16 +27,16 @@ class ConsensusRelevance(TokenAttribution):
     gives anything (padding) do not count among the n and have score 0. Tokens of several inputs are ranked together.
 
     One method follows the attention, the other the residual stream. Scores order tokens; they are shares of nothing and
-    never negative. Perturbation, positive ↓ / negative ↑ (tables under ``docs/results``; 100 pictures each): ahead of
+    never negative. Perturbation, positive ↓ / negative ↑ (tables under ``docs/results``; 300 pictures each): ahead of
     both attention methods in both directions, level with ``FullGradPlus`` on the ViT and behind it on the Swin.
 
     =======================  =======================  ====================================
     method                   ViT-Tiny, pixels         Swin, squares of 8 x 8 pixels
     =======================  =======================  ====================================
-    ConsensusRelevance       8.0 / 46.4               22.9 / 42.2
-    AttentionRelevance       9.7 / 45.9               25.9 / 39.2
-    FullGradPlus             7.6 / 45.6               21.7 / 44.3
-    TransformerRelevance     10.0 / 42.5              27.6 / 39.6
+    ConsensusRelevance       10.0 / 51.4              21.8 / 39.6
+    AttentionRelevance       10.9 / 48.1              23.9 / 37.6
+    FullGradPlus             9.8 / 51.2               20.3 / 40.8
+    TransformerRelevance     11.0 / 45.8              25.5 / 37.4
     =======================  =======================  ====================================
 
     Args:
