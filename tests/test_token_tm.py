@@ -38,7 +38,7 @@ def product(layers, first):
     """C and what of it is no attention's, for one example.
 
     layers: per block attention and its gradient ``(H, N, N)``, the tokens that enter and leave attention and
-        feed-forward, ``(N, C)`` each.
+        feed-forward, ``(N, C)`` each; None where the feed-forward layer has no factor.
     first: the tokens that enter the first block.
     """
     tokens = len(first)
@@ -50,7 +50,8 @@ def product(layers, first):
         for i in range(tokens):
             for j in range(tokens):
                 u[i, j] += sum(max(0.0, (a[h, i, j] * g[h, i, j]).item()) for h in range(heads)) / heads * w[j]
-        ffn = torch.diag(1 + torch.tensor(weights(before, after), dtype=torch.float64))
+        ffn = [0.0] * tokens if after is None else weights(before, after)
+        ffn = torch.diag(1 + torch.tensor(ffn, dtype=torch.float64))
         c, own = ffn @ u @ c, ffn @ own
     return c, own
 
@@ -79,35 +80,33 @@ def close(got, want, tolerance=1e-9):
 
 
 # ---------------------------------------------------------------------- against the formula
+@pytest.mark.parametrize("feed_forward", [True, False])
+@pytest.mark.parametrize("entering", ["projection", "trunk"])
 @pytest.mark.parametrize("options", [{}, {"global_pool": "avg", "class_token": False, "init_values": 0.5}])
-def test_vit(options):
+def test_vit(options, entering, feed_forward):
     """Class token and mean pooling; what a block adds is taken behind its layer scale."""
     model = timm.models.VisionTransformer(
         img_size=16, patch_size=8, num_classes=5, embed_dim=8, depth=3, num_heads=2, **options
     )
     model = randomise(model).double()
-    got = TokenTM(model).attribute_tokens(IMAGES, target=[2, 4])
+    got = TokenTM(model, entering, feed_forward).attribute_tokens(IMAGES, target=[2, 4])
     for block in model.blocks:
         block.attn.fused_attn = False  # so that the maps can be watched from outside
-    parts = [(b, b.attn.attn_drop, b.attn.qkv, b.mlp.fc1, b.ls2) for b in model.blocks]
-    watched = Watched([m for block in parts for m in (*block[1:], block[0].norm1)])
+    first = model.blocks[0].norm1
+    ways_in = [(b.norm1, b.norm2) if entering == "trunk" else (b.attn.qkv, b.mlp.fc1) for b in model.blocks]
+    parts = [(b.attn.attn_drop, b.attn.qkv, b.ls2, *way) for b, way in zip(model.blocks, ways_in, strict=True)]
+    watched = Watched({first, *(m for block in parts for m in block)})
     model(IMAGES)[[0, 1], [2, 4]].sum().backward()
     watched.remove()
     prefix = model.num_prefix_tokens
     for example in range(2):
         layers = []
-        for _, drop, qkv, fc1, scale in parts:
-            a = watched.outputs[drop][0]
+        for drop, qkv, scale, *way in parts:
+            a, (to_attention, to_mlp) = watched.outputs[drop][0], (watched.inputs[m][0][example] for m in way)
             values = watched.outputs[qkv][0][example, :, -8:]
-            layers.append(
-                (
-                    a[example],
-                    a.grad[example],
-                    (watched.inputs[qkv][0][example], values),
-                    (watched.inputs[fc1][0][example], watched.outputs[scale][0][example]),
-                )
-            )
-        c, own = product(layers, watched.inputs[model.blocks[0].norm1][0][example])
+            added = watched.outputs[scale][0][example] if feed_forward else None
+            layers.append((a[example], a.grad[example], (to_attention, values), (to_mlp, added)))
+        c, own = product(layers, watched.inputs[first][0][example])
         rows = (c - own)[:1] if prefix else c - own
         close(got[example].flatten(), rows.mean(0)[prefix:])
 
@@ -306,3 +305,14 @@ def test_refuses_values_of_another_width():
     model = T.LlamaForCausalLM(T.LlamaConfig(**LLAMA, head_dim=8))
     with pytest.raises(InputError, match="layers.0.self_attn' has 32 channels, what it was made from 16"):
         TokenTM(randomise(model)).attribute(torch.randint(3, 30, (1, 6)), (5, 3))
+
+
+def test_refuses_unknown_options():
+    with pytest.raises(InputError, match="entering='norm': choose one of projection, trunk"):
+        TokenTM(TinyViT(), entering="norm")
+
+
+def test_without_feed_forward_their_branches_do_not_matter():
+    """A convolution beside the trunk is passed by, as in AttentionRelevance."""
+    images = IMAGES[:, :, :8, :8]
+    assert TokenTM(randomise(vit_with(Convolved)).double(), feed_forward=False).attribute(images, 1).abs().max() > 1e-3

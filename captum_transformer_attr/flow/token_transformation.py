@@ -1,8 +1,9 @@
 """Token flow weighted by how much attention and feed-forward layers transform tokens (Wu et al., CVPR 2024).
 
 A layer that turns token e into ẽ has the weight w = (|ẽ| / |e|) · exp(cos(e, ẽ)) / mean_k exp(cos(e_k, ẽ_k)), one
-number per token. Where tokens enter and leave a layer is read off the recorded graph: the first linear map on the way
-from the trunk into a branch reads e; ẽ are the values of an attention, or what a feed-forward branch adds to the trunk.
+number per token. Where tokens enter and leave a layer is read off the recorded graph: e is what the first linear map
+on the way from the trunk into a branch reads, or the trunk's token itself; ẽ are the values of an attention, or what a
+feed-forward branch adds to the trunk.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from captum_transformer_attr.recording import layout as lay
 from captum_transformer_attr.recording.node import LayoutLostError
 from captum_transformer_attr.recording.session import Recording
 from captum_transformer_attr.recording.tags import Tag
+
+PROJECTION, TRUNK = "projection", "trunk"  # where a token enters a layer: behind the norm, or in front of it
 
 
 @dataclass(frozen=True)
@@ -67,19 +70,20 @@ class TransformationFlow(Flow):
         return None if trunk is None else (trunk, torch.ones_like(trunk))
 
 
-def transformations(recording: Recording) -> Transformations:
-    """The factors of a recording whose target was selected.
+def transformations(recording: Recording, entering: str, feed_forward: bool) -> Transformations:
+    """The factors of a recording whose target was selected; see ``TokenTM`` for the options.
 
     Raises:
         InputError: for anything but blocks of self-attention and token-wise branches, each added to what it reads.
     """
-    if "transformations" not in recording.derived:
-        recording.derived["transformations"] = find(recording)
-    found: Transformations = recording.derived["transformations"]
+    key = f"transformations {entering} {feed_forward}"
+    if key not in recording.derived:
+        recording.derived[key] = find(recording, entering, feed_forward)
+    found: Transformations = recording.derived[key]
     return found
 
 
-def find(recording: Recording) -> Transformations:
+def find(recording: Recording, entering: str, feed_forward: bool) -> Transformations:
     calls, lineage = find_streams(recording).calls, Lineage(recording.selected)
     residuals = {call.update.update: residual_of(call) for call in calls}
     refuse_merged(calls)
@@ -88,24 +92,24 @@ def find(recording: Recording) -> Transformations:
     shown: dict[Function, Tensor] = {}  # tokens that are not padding, by the update an attention leads to
     for call in calls:
         attention, residual = call.attention, residuals[call.update.update]
-        trunk = residual.tags[residual.trunk or 0]
         real = shown[call.update.update] = seen_keys(attention).reshape(batch, -1, attention.map_shape[-1]).any(1)
-        entering = first_read(recording, trunk, attention.sources[-1], attention.path)
-        leaving = concatenated(attention, batch)
-        factor = weight(entering, leaving, real, f"the value of the attention in module '{attention.path}'")
+        before = entered(recording, residual, attention.sources[-1], entering)
+        factor = weight(
+            before, concatenated(attention, batch), real, f"the value of the attention in module '{attention.path}'"
+        )
         if call.trunk is not None and call.trunk.update is None:  # the first block, which C_0 stands below
             length = operand(residual, residual.trunk or 0, batch).norm(dim=-1)
             found.trunks[residual] = over_tokens(length, residual)
             factor = factor * length
         found.columns[attention] = over_columns(factor, attention)
-    for node, end in feed_forwards(recording, lineage, residuals):
+    for node, end in feed_forwards(recording, lineage, residuals) if feed_forward else ():
         side = 1 - (node.trunk or 0)
         leaving, terminal = operand(node, side, batch), residuals[end]
         behind = not leads_to_attention(recording, node)
         if behind and leaving.shape[1] != shown[end].shape[1]:
             continue  # the head's own, on tokens that were read out
-        entering = first_read(recording, node.tags[1 - side], node.tags[side], node.path)
-        factor = 1 + weight(entering, leaving, shown[end], f"the branch that is added in module '{node.path}'")
+        before = entered(recording, node, node.tags[side], entering)
+        factor = 1 + weight(before, leaving, shown[end], f"the branch that is added in module '{node.path}'")
         if behind:
             found.starts[terminal] = over_tokens(factor, terminal) * found.starts.get(terminal, 1)
         else:
@@ -113,21 +117,21 @@ def find(recording: Recording) -> Transformations:
     return found
 
 
-def weight(entering: Tensor, leaving: Tensor, real: Tensor, what: str) -> Tensor:
+def weight(before: Tensor, after: Tensor, real: Tensor, what: str) -> Tensor:
     """w = (|ẽ| / |e|) · NECC per token, ``(B, N)``; 0 where |e| is.
 
     NECC = exp(cos(e, ẽ)) over its mean over the tokens that are not padding.
     """
-    if entering.shape != leaving.shape:
-        axis, name = (-1, "channels") if entering.shape[1] == leaving.shape[1] else (1, "tokens")
+    if before.shape != after.shape:
+        axis, name = (-1, "channels") if before.shape[1] == after.shape[1] else (1, "tokens")
         raise InputError(
-            f"TokenTM: {what} has {leaving.shape[axis]} {name}, what it was made from {entering.shape[axis]}: "
+            f"TokenTM: {what} has {after.shape[axis]} {name}, what it was made from {before.shape[axis]}: "
             "no correlation tells how tokens are transformed there; use AttentionRelevance"
         )
-    correlation = F.cosine_similarity(entering, leaving, -1).exp()
+    correlation = F.cosine_similarity(before, after, -1).exp()
     correlation = correlation / ((correlation * real).sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp(min=1))
-    before, after = entering.norm(dim=-1), leaving.norm(dim=-1)
-    return torch.where(before == 0, 0, after / torch.where(before == 0, 1, before)) * correlation
+    first, last = before.norm(dim=-1), after.norm(dim=-1)
+    return torch.where(first == 0, 0, last / torch.where(first == 0, 1, first)) * correlation
 
 
 # ---------------------------------------------------------------------- what the graph says
@@ -195,14 +199,20 @@ def leads_to_attention(recording: Recording, node: Sum) -> bool:
     return any(a.tag.comes_from(node.tag) for a in recording.attentions)
 
 
-def first_read(recording: Recording, trunk: Tag, branch: Tag | None, path: str) -> Tensor:
-    """e: what the first linear map on the way from the trunk to a branch reads, ``(B, N, C)``."""
-    inside = 0 if branch is None else branch.ancestors & ~trunk.ancestors
-    for node in recording.nodes:
-        if isinstance(node, Linear) and inside >> node.tag.origin & 1:
-            source = node.sources[0]
-            return by_token(node.x, None if source is None else source.layout, recording.inputs.batch, node.path)
-    raise InputError(f"TokenTM: no linear layer leads into the branch of module '{path}'; use AttentionRelevance")
+def entered(recording: Recording, node: Sum, branch: Tag | None, entering: str) -> Tensor:
+    """e, ``(B, N, C)``: a residual's trunk, or what the first linear map on the way from there into the branch reads."""
+    trunk = node.trunk or 0
+    if entering == TRUNK:
+        return operand(node, trunk, recording.inputs.batch)
+    inside = 0 if branch is None else branch.ancestors & ~node.tags[trunk].ancestors
+    for found in recording.nodes:
+        if isinstance(found, Linear) and inside >> found.tag.origin & 1:
+            source = found.sources[0]
+            layout = None if source is None else source.layout
+            return by_token(found.x, layout, recording.inputs.batch, found.path)
+    raise InputError(
+        f"TokenTM: no linear layer leads into the branch that is added in module '{node.path}'; use entering='trunk'"
+    )
 
 
 def concatenated(node: Attention, batch: int) -> Tensor:

@@ -8,9 +8,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from captum_transformer_attr.errors import InputError
 from captum_transformer_attr.flow.maps import Maps
 from captum_transformer_attr.flow.token_flow import Weights
-from captum_transformer_attr.flow.token_transformation import TransformationFlow, transformations
+from captum_transformer_attr.flow.token_transformation import (
+    PROJECTION,
+    TRUNK,
+    TransformationFlow,
+    Transformations,
+    transformations,
+)
 from captum_transformer_attr.methods.token_level import TokenAttribution, terminal_sums
 from captum_transformer_attr.ops.attention import Attention
 from captum_transformer_attr.recording.outputs import OutputChoice
@@ -42,21 +49,37 @@ class TokenTM(TokenAttribution):
 
     Args:
         model: any module built on such blocks; used as it is and left as found.
+        entering: what e is: ``"projection"``, the token that the branch's first linear map reads, behind a norm if there is
+            one, or ``"trunk"``, the token on the residual trunk in front of it. Post-norm models do not tell them apart.
+        feed_forward: False takes U_ffn = I, as the methods do that follow attention only.
         output: name or function that chooses the explained tensor of a structured output.
 
     Example:
         >>> heat = TokenTM(vit).attribute(pixels, target=3)  # (N, C, H, W)
     """
 
-    def __init__(self, model: nn.Module | Callable[..., Any], output: OutputChoice = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module | Callable[..., Any],
+        entering: str = PROJECTION,
+        feed_forward: bool = True,
+        output: OutputChoice = None,
+    ) -> None:
         TokenAttribution.__init__(self, model, 0, False, output)
+        if entering not in (PROJECTION, TRUNK):
+            raise InputError(f"entering={entering!r}: choose one of {PROJECTION}, {TRUNK}")
+        self.entering, self.feed_forward = entering, feed_forward
 
     def weights(self, maps: Maps, node: Attention, rows: slice) -> Tensor:
         relevance = (maps.gradient(node, rows) * node.probabilities(rows)).clamp_(min=0)
-        return relevance * transformations(maps.recording).columns[node]
+        return relevance * self.transformations(maps.recording).columns[node]
 
     def flow(
         self, recording: Recording, weights: Weights, active: list[Attention], trunk_only: bool
     ) -> TransformationFlow:
-        found = transformations(recording)
+        found = self.transformations(recording)
         return TransformationFlow(weights, active, terminal_sums(recording), trunk_only, found)
+
+    def transformations(self, recording: Recording) -> Transformations:
+        """The weights of one recording."""
+        return transformations(recording, self.entering, self.feed_forward)
