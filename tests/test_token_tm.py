@@ -316,3 +316,24 @@ def test_without_feed_forward_their_branches_do_not_matter():
     """A convolution beside the trunk is passed by, as in AttentionRelevance."""
     images = IMAGES[:, :, :8, :8]
     assert TokenTM(randomise(vit_with(Convolved)).double(), feed_forward=False).attribute(images, 1).abs().max() > 1e-3
+
+
+class ResidualHead(nn.Linear):
+    def forward(self, x):
+        return x + super().forward(x)
+
+
+def test_residuals_of_the_head_have_no_factor():
+    """The same function written with and without a residual behind the read-out."""
+    model = TinyViT()
+    model.head = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 4))
+    randomise(model).double()
+    images = IMAGES[:, :, :8, :8]
+    layer = model.head[0]
+    residual = ResidualHead(16, 16).double()
+    with torch.no_grad():
+        residual.weight.copy_(layer.weight - torch.eye(16))
+        residual.bias.copy_(layer.bias)
+    want = TokenTM(model).attribute(images, 1)
+    model.head[0] = residual
+    close(TokenTM(model).attribute(images, 1), want)
