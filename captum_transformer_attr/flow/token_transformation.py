@@ -200,7 +200,7 @@ def leads_to_attention(recording: Recording, node: Sum) -> bool:
 
 
 def entered(recording: Recording, node: Sum, branch: Tag | None, entering: str) -> Tensor:
-    """e, ``(B, N, C)``: a residual's trunk, or what the first linear map on the way from there into the branch reads."""
+    """e, ``(B, N, C)``: a residual's trunk, or what the first linear map on the way from it into the branch reads."""
     trunk = node.trunk or 0
     if entering == TRUNK:
         return operand(node, trunk, recording.inputs.batch)

@@ -49,17 +49,18 @@ class TokenTM(TokenAttribution):
 
     Args:
         model: any module built on such blocks; used as it is and left as found.
-        entering: what e is: ``"projection"``, the token that the branch's first linear map reads, behind a norm if there is
-            one, or ``"trunk"``, the token on the residual trunk in front of it. Post-norm models do not tell them apart.
+        entering: what e is: ``"projection"``, the token that the branch's first linear map reads, behind a norm if
+            there is one, or ``"trunk"``, the token on the residual trunk in front of it; one and the same in post-norm
+            models.
         feed_forward: False takes U_ffn = I, as the methods do that follow attention only.
         output: name or function that chooses the explained tensor of a structured output.
 
-    The default is the reading above to the letter. On the trained models tried, its feed-forward factors harm: block 7 of
-    ViT-Tiny makes corner patches twenty times longer than the others (w = 25, median 0.35), and behind the norms the
-    blocks above no longer see that length (w = 0.4 to 0.7 for their attention, 0.03 on the trunk), so that nothing takes
-    the factor back. ``benchmarks.faithfulness``: rationales of SST (MiniLM, 100 sentences), boxes of Tiny ImageNet
-    (ViT-Tiny, 60 pictures), removal of pixels (ViT-Tiny, 40 pictures, positive ↓ / negative ↑, predicted class; the
-    intervals overlap):
+    The default is the reading above to the letter. On the trained models tried, its feed-forward factors harm: block 7
+    of ViT-Tiny makes corner patches forty times longer than the others (w = 25, median 0.35), and behind the norms the
+    blocks above no longer see that length (w = 0.4 to 0.7 for their attention, 0.03 on the trunk), so that nothing
+    takes the factor back. ``benchmarks.faithfulness``: rationales of SST (MiniLM, 100 sentences), boxes of Tiny
+    ImageNet (ViT-Tiny, 60 pictures), removal of pixels (ViT-Tiny, 40 pictures, positive ↓ / negative ↑, predicted
+    class; the intervals overlap):
 
     ============================================  =====  ========  =======  ===========
     variant                                       AUPRC  pointing  corners  removal
