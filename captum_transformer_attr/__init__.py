@@ -22,6 +22,7 @@ from captum_transformer_attr.methods.partial_lrp import PartialLRP
 from captum_transformer_attr.methods.raw_attention import RawAttention
 from captum_transformer_attr.methods.relevance_rollout import RelevanceRollout
 from captum_transformer_attr.methods.token_statistics import TokenStatisticsRelevance
+from captum_transformer_attr.methods.token_tm import TokenTM
 from captum_transformer_attr.methods.transformer_lrp import TransformerLRP
 from captum_transformer_attr.methods.transformer_relevance import TransformerRelevance
 from captum_transformer_attr.ops.custom import register_rule, unregister_rule
@@ -51,6 +52,7 @@ __all__ = [
     "RelevanceRollout",
     "TargetError",
     "TokenStatisticsRelevance",
+    "TokenTM",
     "TransformerAttributionError",
     "TransformerLRP",
     "TransformerRelevance",

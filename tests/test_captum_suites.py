@@ -20,6 +20,7 @@ TOKEN_LEVEL = [
     cta.TransformerRelevance,
     cta.AttentionRelevance,
     cta.TokenStatisticsRelevance,
+    cta.TokenTM,
     cta.AttentionRollout,
     cta.RawAttention,
     cta.AttentionGradCam,

@@ -14,6 +14,7 @@ CLASSES = [
     cta.TransformerRelevance,
     cta.AttentionRelevance,
     cta.TokenStatisticsRelevance,
+    cta.TokenTM,
     cta.TransformerLRP,
     cta.AttentionRollout,
     cta.RawAttention,

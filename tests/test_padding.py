@@ -12,6 +12,7 @@ from captum_transformer_attr import (
     AttentionGradCam,
     LeGrad,
     TokenStatisticsRelevance,
+    TokenTM,
     TransformerLRP,
     TransformerRelevance,
 )
@@ -73,6 +74,7 @@ TEXT_METHODS = {
     "AttentionGradCam, map": lambda model: AttentionGradCam(model, average="map"),
     "LeGrad": LeGrad,
     "AttCAT": AttCAT,
+    "TokenTM": TokenTM,
 }
 
 
@@ -95,7 +97,7 @@ def lxmert():
 @pytest.mark.parametrize("method", TEXT_METHODS)
 @pytest.mark.parametrize("build", [deberta, lxmert])
 def test_padding_changes_nothing(build, method):
-    if build is lxmert and method in ("LeGrad", "AttCAT"):
+    if build is lxmert and method in ("LeGrad", "AttCAT", "TokenTM"):
         pytest.skip("refuses models of several streams")
     model = randomise(build().double())
     generator = torch.Generator().manual_seed(1)
