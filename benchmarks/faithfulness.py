@@ -49,6 +49,7 @@ OURS = (
     "TokenStatisticsRelevance",
     "PartialLRP",
     "AttCAT",
+    "TokenTM",
     "TransformerLRP",
     "TransformerLRP:rules=cp",
     "RelevanceRollout",

@@ -147,7 +147,7 @@ def test_padded_bert(implementation):
 def test_llama_repeats_grouped_heads(implementation):
     model = randomise(T.LlamaForCausalLM(T.LlamaConfig(**LLAMA, attn_implementation=implementation)).double())
     ids = torch.randint(3, 30, (1, 6))
-    got = TokenTM(model).attribute(ids, target=(5, 3))
+    got = TokenTM(model, entering="projection").attribute(ids, target=(5, 3))
     model.set_attn_implementation("eager")
     blocks = model.model.layers
     parts = [(b.self_attn.v_proj, b.mlp.gate_proj, b.mlp.down_proj) for b in blocks]

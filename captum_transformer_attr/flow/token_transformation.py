@@ -19,7 +19,8 @@ from torch import Tensor
 from captum_transformer_attr.errors import InputError
 from captum_transformer_attr.flow.lineage import Function, Lineage, node_of, operands
 from captum_transformer_attr.flow.padding import seen_keys
-from captum_transformer_attr.flow.streams import CROSS, SELF, Call, find_streams
+from captum_transformer_attr.flow.stream_finder import find_streams
+from captum_transformer_attr.flow.streams import CROSS, SELF, Call
 from captum_transformer_attr.flow.token_flow import Flow, Weights
 from captum_transformer_attr.ops.attention import Attention
 from captum_transformer_attr.ops.linear import Linear

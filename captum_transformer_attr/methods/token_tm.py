@@ -32,10 +32,10 @@ class TokenTM(TokenAttribution):
     e_j into ẽ_j has the weight w_j = (|ẽ_j| / |e_j|) · NECC_j with L2 lengths over channels and
     NECC_j = exp(cos(e_j, ẽ_j)) / mean_k exp(cos(e_k, ẽ_k)), the mean over the example's tokens, padding left out.
 
-    - attention: U_att = O diag(w) + I, O = E_h[(∇A ⊙ A)⁺]; e enters the value projection, ẽ are the values of all
+    - attention: U_att = O diag(w) + I, O = E_h[(∇A ⊙ A)⁺]; e enters the layer, ẽ are the values of all
       heads side by side. Grouped heads are repeated as the attention reads them, so that ẽ is as wide as what the
       attention gives. Row vector: r ← r + (r O) ⊙ w.
-    - feed-forward: U_ffn = diag(w) + I; e enters the branch's first linear map, ẽ is what the branch adds to the trunk
+    - feed-forward: U_ffn = diag(w) + I; e enters the branch, ẽ is what the branch adds to the trunk
       (behind its own norm or layer scale, where there are any). Row vector: r ← r ⊙ (1 + w).
     - C = U_ffn^L U_att^L ··· U_ffn^1 U_att^1 C_0, C_0 = diag(|e⁰|), e⁰ the tokens that enter the first block.
 
@@ -49,28 +49,27 @@ class TokenTM(TokenAttribution):
 
     Args:
         model: any module built on such blocks; used as it is and left as found.
-        entering: what e is: ``"projection"``, the token that the branch's first linear map reads, behind a norm if
-            there is one, or ``"trunk"``, the token on the residual trunk in front of it; one and the same in post-norm
-            models.
+        entering: what e is: ``"trunk"``, the token on the residual trunk in front of the branch, as in C_0, or
+            ``"projection"``, the token that the branch's first linear map reads, behind a norm if there is one; one and
+            the same in post-norm models.
         feed_forward: False takes U_ffn = I, as the methods do that follow attention only.
         output: name or function that chooses the explained tensor of a structured output.
 
-    The default is the reading above to the letter. On the trained models tried, its feed-forward factors harm: block 7
-    of ViT-Tiny makes corner patches forty times longer than the others (w = 25, median 0.35), and behind the norms the
-    blocks above no longer see that length (w = 0.4 to 0.7 for their attention, 0.03 on the trunk), so that nothing
-    takes the factor back. ``benchmarks.faithfulness``: rationales of SST (MiniLM, 100 sentences), boxes of Tiny
-    ImageNet (ViT-Tiny, 60 pictures), removal of pixels (ViT-Tiny, 40 pictures, positive ↓ / negative ↑, predicted
-    class; the intervals overlap):
+    On the trained models tried, feed-forward factors harm, and with ``"projection"`` they ruin the map: block 7 of
+    ViT-Tiny makes corner patches forty times longer than the others (w = 25, median 0.35), and behind the norms the
+    blocks above no longer see that length, so that nothing takes the factor back. ``benchmarks.faithfulness``:
+    rationales of SST (MiniLM, 100 sentences), boxes of Tiny ImageNet (ViT-Tiny, 60 pictures), removal of pixels
+    (ViT-Tiny, 40 pictures, positive ↓ / negative ↑, predicted class; the intervals overlap):
 
-    ============================================  =====  ========  =======  ===========
-    variant                                       AUPRC  pointing  corners  removal
-    ============================================  =====  ========  =======  ===========
-    default                                       0.574  0.098     2.458    12.6 / 49.9
-    ``entering="trunk"``                          0.574  0.721     1.018    10.6 / 49.5
-    ``feed_forward=False``                        0.773  0.817     0.919    10.4 / 52.4
-    ``entering="trunk"``, ``feed_forward=False``  0.773  0.850     0.861    11.1 / 53.0
-    AttentionRelevance                            0.749  0.733     1.004    9.4 / 52.5
-    ============================================  =====  ========  =======  ===========
+    =================================================  =====  ========  =======  ===========
+    variant                                            AUPRC  pointing  corners  removal
+    =================================================  =====  ========  =======  ===========
+    default                                            0.574  0.721     1.018    10.6 / 49.5
+    ``entering="projection"``                          0.574  0.098     2.458    12.6 / 49.9
+    ``feed_forward=False``                             0.773  0.850     0.861    11.1 / 53.0
+    ``entering="projection"``, ``feed_forward=False``  0.773  0.817     0.919    10.4 / 52.4
+    AttentionRelevance                                 0.749  0.733     1.004    9.4 / 52.5
+    =================================================  =====  ========  =======  ===========
 
     Example:
         >>> heat = TokenTM(vit).attribute(pixels, target=3)  # (N, C, H, W)
@@ -79,7 +78,7 @@ class TokenTM(TokenAttribution):
     def __init__(
         self,
         model: nn.Module | Callable[..., Any],
-        entering: str = PROJECTION,
+        entering: str = TRUNK,
         feed_forward: bool = True,
         output: OutputChoice = None,
     ) -> None:
