@@ -12,6 +12,7 @@ its AttnLRP is timed on BERT and Llama, against the forward of its own process.
 
 from __future__ import annotations
 
+import json
 import os
 import statistics
 import subprocess
@@ -115,17 +116,29 @@ def rows(result: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     return found
 
 
-def markdown(results: list[dict[str, Any]], about: dict[str, Any]) -> str:
+def earlier(path: Path, names: list[str]) -> list[dict[str, Any]]:
+    """Results of a former run for other cases: they stay in the table, with the circumstances of their own."""
+    if not path.is_file():
+        return []
+    found = json.loads(path.read_text())
+    return [{"about": found["about"], **result} for result in found["results"] if result["case"] not in names]
+
+
+def markdown(results: list[dict[str, Any]]) -> str:
     lines = [
         "# Speed",
         "",
         "Multiples of the plain forward of the same model in the same run (median, min - max); random weights.",
         "",
     ]
-    lines += [described(about), ""]
-    for result in results:
+    for result in sorted(results, key=lambda r: list(CASES).index(r["case"])):
         lines += [f"## {result['case']}", "", "| method | × forward | spread | rate |", "| --- | ---: | ---: | ---: |"]
         lines += [f"| {' | '.join(row)} |" for row in rows(result)] + [""]
+    lines += ["## How", ""]
+    runs = {json.dumps(result["about"]): result["about"] for result in results}
+    for about in runs.values():
+        cases = ", ".join(r["case"] for r in results if r["about"] == about)
+        lines += [f"{cases}:", "", described(about), ""]
     return "\n".join(lines)
 
 
@@ -147,18 +160,18 @@ def main(
     if threads:
         torch.set_num_threads(threads)
     names = ["tiny"] if smoke else known_cases(cases or [n for n in CASES if n != "tiny"])
-    console, results = Console(), []
+    console, results = Console(), [] if smoke else earlier(output / "speed.json", names)
     about = {**circumstances(DEVICE), "threads": torch.get_num_threads(), "repetitions": repeat}
     with Progress(console=console) as progress:
         for name in names:
             torch.manual_seed(0)
-            results.append(measure(name, 1 if smoke else repeat, peers, only, longest, progress))
+            results.append({"about": about, **measure(name, 1 if smoke else repeat, peers, only, longest, progress)})
             table = Table("method", "× forward", "spread", "rate", title=name)
             for row in rows(results[-1]):
                 table.add_row(*row)
             progress.console.print(table)
             if not smoke:
-                write_results(output / "speed", about, results, markdown(results, about))
+                write_results(output / "speed", about, results, markdown(results))
 
 
 if __name__ == "__main__":
