@@ -33,7 +33,7 @@ METHODS = (
     "IntegratedGradients:n_steps=10",
     "InputXGradient",
 )
-SHOWN = {"embedded": 6, "embedded-swin": 3}
+SHOWN = {"embedded": 4, "embedded-swin": 2}
 """Scenes shown per model."""
 BATCH = 40
 COLUMNS = ("pointing game", "mass in mask", "right digit")
