@@ -93,11 +93,11 @@ def draw(curves: dict[str, dict[str, list[dict[str, float]]]], path: Path) -> No
             axes[row, 0].plot(x, [p["method_s"] / p["forward_s"] for p in points], marker="o", label=method)
             axes[row, 1].plot(x, [p["mib"] for p in points], marker="o", label=method)
         axes[row, 0].set(xlabel=label, ylabel="time, × plain forward", ylim=(0, None))
-        axes[row, 1].set(xlabel=label, ylabel="peak memory above weights, MiB", ylim=(0, None))
+        axes[row, 1].set(xlabel=label, ylabel="peak memory above weights, MiB")
+        axes[row, 1].set_yscale("log", base=2)
         for axis in axes[row]:
             axis.set_xscale("log", base=2)
             axis.grid(alpha=0.3)
-    axes[0, 1].set_yscale("log", base=2)
     axes[0, 0].legend()
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
