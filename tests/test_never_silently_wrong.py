@@ -705,3 +705,29 @@ def test_registered_rule_of_the_wrong_shape_is_refused_by_name(registered):
     registered(Swish, relevance=lambda inputs, output, relevance: relevance[..., :1])
     with pytest.raises(UnsupportedOperationError, match="blocks.0.mlp.1"):
         TransformerRelevance(with_activation(Swish())).attribute(IMAGES, target=1)
+
+
+def test_another_output_or_rule_is_compared_anew():
+    """A comparison counts for the next object on the same model, but for that output and those rules alone."""
+    calls = []
+
+    class TwoOutputs(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = TinyViT()
+
+        def forward(self, x):
+            calls.append(1)
+            logits = self.inner(x)
+            return {"logits": logits, "double": 2 * logits}
+
+    model = randomise(TwoOutputs()).double()
+
+    def forwards(**options):
+        calls.clear()
+        TransformerRelevance(model, **options).attribute(IMAGES[:1], target=1)
+        return len(calls)
+
+    assert [forwards(), forwards()] == [2, 1]
+    assert [forwards(output="double"), forwards(output="double")] == [2, 1]
+    assert forwards(output=lambda out: out["double"]) == 2

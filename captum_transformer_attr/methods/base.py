@@ -195,7 +195,8 @@ class TransformerAttribution(GradientAttribution):  # type: ignore[misc]
 
     def once(self, inputs: Inputs, target: Any, compute: Callable[[Recording], Result]) -> Result:
         known = self._verified
-        if isinstance(self.forward_func, nn.Module):
+        # A function of the output might hold the model, which would then never be let go.
+        if isinstance(self.forward_func, nn.Module) and not callable(self.output):
             known = VERIFIED.setdefault(self.forward_func, known)
         try:
             with (

@@ -62,7 +62,7 @@ class Modules:
 
     def structure(self) -> int:
         """A number that changes when a module is added, removed, or replaced by one that computes something else."""
-        return hash(tuple((path, type(m), id(vars(m).get("forward"))) for path, m in self.named))
+        return hash(tuple((path, type(m), id(vars(m).get("forward")), rule_for_module(m)) for path, m in self.named))
 
     def dtype(self) -> torch.dtype | None:
         """Of the first parameter with floats, None where there is none."""
@@ -89,11 +89,7 @@ def as_evaluated(modules: Modules) -> Iterator[Callable[[], None]]:
     """
     training = [m for _, m in modules.named if m.training]
     trainable = [t for t in modules.tensors if t.requires_grad and t.is_leaf]
-    for m in training:
-        m.training = False
-    held: list[tuple[Any, Any]] = [(vars(m), vars(m).copy()) for _, m in modules.named]
-    # Most are empty (hooks); thousands of copies would wake the garbage collector.
-    held += [(c, c.copy() if c else NOTHING) for _, values in held for c in values.values() if type(c) in CONTAINERS]
+    held: list[tuple[Any, Any]] = []
 
     def put_attributes_back() -> None:
         for now, before in held:
@@ -101,6 +97,12 @@ def as_evaluated(modules: Modules) -> Iterator[Callable[[], None]]:
                 put_back(now, before)
 
     try:
+        for m in training:
+            m.training = False
+        held += [(vars(m), vars(m).copy()) for _, m in modules.named]
+        # Most are empty (hooks); thousands of copies would wake the garbage collector.
+        contents = [c for _, values in held for c in values.values() if type(c) in CONTAINERS]
+        held += [(c, c.copy() if c else NOTHING) for c in contents]
         for t in trainable:
             t.requires_grad_(False)
         with torch.random.fork_rng(devices=modules.cuda_devices()):

@@ -169,7 +169,7 @@ def recorded(
             state = modules.random_state()
             result = record(function, inputs, output, modules, recorder, tap)
             put_back()
-            signature = (modules.structure(), inputs.signature())
+            signature = (modules.structure(), inputs.signature(), output, constants)
             # The plain forward continues the random numbers, so that a model that uses them gives something else.
             is_random = not all(map(torch.equal, state, modules.random_state()))
             if is_random or (verified is not None and signature not in verified):
