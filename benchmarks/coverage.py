@@ -2,6 +2,7 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.coverage  # what was not run yet, then docs/coverage.md
     OMP_NUM_THREADS=1 python -m benchmarks.coverage --sources timm --only "swin|levit" --again
+    OMP_NUM_THREADS=1 python -m benchmarks.coverage --part 1/2 --no-write  # beside another process with --part 2/2
 
 Nothing is downloaded. Results are kept in ``~/.cache/captum_transformer_attr/coverage-<source>.jsonl``, so an
 interrupted run goes on where it stopped; ``--again`` runs the selected architectures anew, ``--retry`` those that were
@@ -87,6 +88,7 @@ def main(
     again: Annotated[bool, typer.Option("--again", help="run although there is a result")] = False,
     retry: Annotated[bool, typer.Option("--retry", help="run what was not attributed")] = False,
     stale: Annotated[bool, typer.Option("--stale", help="run what was run with other engine files")] = False,
+    part: Annotated[str, typer.Option(help="'1/2', '2/2': a share of the work, for processes side by side")] = "1/1",
     table: Annotated[Path, typer.Option(help="where the table is written")] = ROOT / "docs" / "coverage.md",
     write: Annotated[bool, typer.Option("--write/--no-write", help="write the table at the end")] = True,
 ) -> None:
@@ -97,6 +99,9 @@ def main(
     unknown = [m for m in chosen if m not in available_methods()]
     if unknown:
         raise typer.BadParameter(f"--methods: no class {unknown[0]}; there are {', '.join(available_methods())}")
+    if not re.fullmatch(r"[1-9]\d*/[1-9]\d*", part):
+        raise typer.BadParameter(f"--part must be like 1/2, not {part}")
+    share, shares = map(int, part.split("/"))
     engine = engine_version()
     pattern = re.compile(only)
     for source in sources.split(","):
@@ -109,7 +114,7 @@ def main(
                 row = done.get((case[0], method))
                 if row is None or again or (retry and row.outcome != "attributed") or (stale and row.engine != engine):
                     todo.append((case, method))
-        run(console, source, todo, engine)
+        run(console, source, todo[share - 1 :: shares], engine)
     if write:
         write_table(
             table,

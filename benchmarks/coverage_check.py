@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from captum_transformer_attr.recording.outputs import unwrap
 from captum_transformer_attr.recording.session import recorded
 
 DELTA, BATCH, FORWARD = 1e-6, 1e-8, 1e-10
+LAST_BIT = 2.0**-52  # of float64
 RECTIFIED = ("AttentionGradCam",)  # their map is all zero where it has no positive value
 
 
@@ -30,7 +31,8 @@ class Row:
 
     Attributes:
         outcome: ``attributed``; ``refused`` (an error of this package, whose message is the reason); ``wrong`` (a
-            number above its bound); ``failed`` (any other exception).
+            number above its bound); ``ill-conditioned`` (the batch difference above its bound, and rounding shown to be
+            the reason, see `rounding`); ``failed`` (any other exception).
         delta: largest convergence delta.
         batch: largest difference between an example in the batch and alone, relative to its largest score.
         forward: largest difference of the recorded output, relative.
@@ -91,6 +93,38 @@ def measure(row: Row, explainer: Any, model: Any, inputs: Any, target: Any) -> N
         row.grid = ", ".join("×".join(map(str, t.shape[1:])) for t in flat(tokens))
     inspect(row, model, inputs, target)
     verdict(row, flat(scores))
+    if row.reason.startswith("batch difference") and ";" not in row.reason:
+        rounding(row, explainer, given, target, scores)
+
+
+def rounding(row: Row, explainer: Any, given: Any, target: Any, scores: Any) -> None:
+    """Whether a batch difference is the rounding of another batch size, magnified, or a mix of the examples.
+
+    In a batch of the same size every product is computed by the same instructions: if the examples do not mix, the
+    first one's scores are the same to the last bit whatever stands beside it. And a change of the input in its last bit
+    must move the scores as much as the batch does.
+    """
+    if given.packed or not any(v.is_floating_point() for v in given.values.values()):
+        return
+
+    def moved(change: Any) -> list[Tensor]:
+        values = {name: change(v) if v.is_floating_point() else v for name, v in given.values.items()}
+        return flat(explainer.attribute(packed(replace(given, values=values)), target))
+
+    def with_another(v: Tensor) -> Tensor:
+        return torch.cat([v[:1], -v[1:].flip(-1)])
+
+    def in_the_last_bit(v: Tensor) -> Tensor:
+        return v * (1 + LAST_BIT * torch.randn(v.shape, generator=torch.Generator().manual_seed(3)))
+
+    beside = max(relative(a[0], b[0]) for a, b in zip(moved(with_another), flat(scores), strict=True))
+    nearby = max(relative(a, b) for a, b in zip(moved(in_the_last_bit), flat(scores), strict=True))
+    row.reason += (
+        f"; in a batch of the same size beside another example {beside:.1e}; after a change of the input in its last "
+        f"bit {nearby:.1e}"
+    )
+    if beside <= BATCH and nearby >= row.batch / 10:
+        row.outcome = "ill-conditioned"
 
 
 def inspect(row: Row, model: Any, inputs: Any, target: Any) -> None:

@@ -58,7 +58,9 @@ nothing downloaded, the smallest input each accepts, float64, a batch of two. Wr
 `python -m benchmarks.coverage`.
 
 - *attributed*: delta ≤ {delta:.0e}, batch ≤ {batch:.0e} and forward ≤ {forward:.0e}, scores finite and not all zero.
-  *wrong*: a number above its bound.
+  *wrong*: a number above its bound. *ill-conditioned*: only the batch difference is, and it is rounding: the example's
+  scores are the same to the last bit whatever stands beside it in a batch of the same size, and a change of the input
+  in its last bit moves them as much. Not counted as attributed.
 - *refused*: an error that names the operation or the module, and no result. Refusals count against the share.
 - *delta*: relevance that is not accounted for, of 1. *batch*: largest difference between an example in the batch and
   alone, relative to its largest score. *forward*: recorded output against the plain one, relative to the largest
@@ -83,11 +85,15 @@ def share(rows: list[Row]) -> str:
 
 def totals(selected: dict[str, list[Row]], missing: dict[str, list[str]]) -> str:
     """One line per source."""
-    text = [header("source", "attributed", "refused by name", "wrong", "failed", "not run", "target")]
+    text = [
+        header("source", "attributed", "refused by name", "ill-conditioned", "wrong", "failed", "not run", "target")
+    ]
     for source, rows in selected.items():
         counted = counted_of(rows)
         outcomes = Counter(row.outcome for row in counted)
-        numbers = [str(outcomes[kind]) for kind in ("refused", "wrong", "failed")] + [str(len(missing[source]))]
+        numbers = [str(outcomes[kind]) for kind in ("refused", "ill-conditioned", "wrong", "failed")] + [
+            str(len(missing[source]))
+        ]
         text.append(f"| {source} | " + " | ".join([attributed(counted), *numbers, TARGETS.get(source, "")]) + " |\n")
     return "".join(text)
 
@@ -164,7 +170,7 @@ def line(row: Row) -> str:
         notes.append(f"for {row.details['for']}")
     name = row.name + (f" ({'; '.join(notes)})" if notes else "")
     numbers = [f"{row.delta:.0e}", f"{row.batch:.0e}", f"{row.forward:.0e}", row.readout, str(row.attentions), row.grid]
-    if row.outcome not in ("attributed", "wrong"):
+    if row.outcome not in ("attributed", "ill-conditioned", "wrong"):
         numbers = [""] * len(numbers)
     ends = [
         row.details.get("input", ""),

@@ -239,6 +239,33 @@ class LogSoftmax(Attention):
         return ((q @ k.mT / (C // H) ** 0.5).log_softmax(-1).exp() @ v).transpose(1, 2).flatten(2)
 
 
+class PowersOfTwo(Attention):
+    def mix(self, q, k, v):
+        q, k, v = split_heads(q, k, v)
+        e = torch.exp2(q @ k.mT / (C // H) ** 0.5 / math.log(2))
+        return ((e / e.sum(-1, keepdim=True)) @ v).transpose(1, 2).flatten(2)
+
+
+class LogSumExp(Attention):
+    """The logarithm of the sum is taken off the scores."""
+
+    def mix(self, q, k, v):
+        q, k, v = split_heads(q, k, v)
+        scores = q @ k.mT / (C // H) ** 0.5
+        return ((scores - scores.logsumexp(-1, keepdim=True)).exp() @ v).transpose(1, 2).flatten(2)
+
+
+class LogOfSum(Attention):
+    """The same from its parts, the axis put back afterwards."""
+
+    def mix(self, q, k, v):
+        q, k, v = split_heads(q, k, v)
+        scores = q @ k.mT / (C // H) ** 0.5
+        largest = scores.amax(-1, keepdim=True)
+        total = (scores - largest).exp().sum(-1).log()[..., None] + largest
+        return (scores.sub(total).exp() @ v).transpose(1, 2).flatten(2)
+
+
 class SummedProducts(Attention):
     """No matrix product at all."""
 
@@ -248,7 +275,8 @@ class SummedProducts(Attention):
         return (scores.softmax(-1)[..., None] * v[..., None, :, :]).sum(-2).transpose(1, 2).flatten(2)
 
 
-WRITTEN_OUT = [Exponentials, StableExponentials, DividedLast, ShiftedScores, LogSoftmax, SummedProducts]
+WRITTEN_OUT = [Exponentials, StableExponentials, DividedLast, ShiftedScores, LogSoftmax, PowersOfTwo, LogSumExp]
+WRITTEN_OUT += [LogOfSum, SummedProducts]
 
 
 class Residual(nn.Module):

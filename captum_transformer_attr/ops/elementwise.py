@@ -18,7 +18,7 @@ from captum_transformer_attr.recording.tags import tag_of
 BOUNDED = frozenset("sigmoid tanh hardsigmoid hardtanh erf softsign logsigmoid sin cos atan".split())
 UNBOUNDED = frozenset(
     """relu gelu silu relu6 leaky_relu elu selu celu mish hardswish softplus prelu rrelu threshold hardshrink
-    softshrink tanhshrink log sqrt rsqrt square abs reciprocal pow log1p expm1 clamp clamp_min clamp_max clip exp2 log2
+    softshrink tanhshrink log sqrt rsqrt square abs reciprocal pow log1p expm1 clamp clamp_min clamp_max clip log2
     erfc sinh cosh nan_to_num rsqrt sign float_power""".split()
 )
 

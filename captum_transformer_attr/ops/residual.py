@@ -12,6 +12,7 @@ from torch import Tensor
 from captum_transformer_attr.ops.bilinear import unbroadcast
 from captum_transformer_attr.ops.elementwise import scaled
 from captum_transformer_attr.ops.norm import centred
+from captum_transformer_attr.ops.softmax import axis_of_log_total, log_softmax_of
 from captum_transformer_attr.recording import layout as lay
 from captum_transformer_attr.recording import tags
 from captum_transformer_attr.recording.node import Grads, Node
@@ -236,6 +237,10 @@ def subtract(recorder: Recorder, input: Any, other: Any, *, alpha: float = 1) ->
         and ((tb.root == ta.origin and tb.role == tags.MEAN) or is_mean_of(other, input))
     ):
         return centred(recorder, input, other)
+    if ta is not None and tb is not None and alpha == 1 and tb.comes_from(ta):
+        dim = axis_of_log_total(other, input)
+        if dim is not None:
+            return log_softmax_of(recorder, input, dim)
     return add(recorder, input, scaled(recorder, other, -alpha))
 
 

@@ -47,20 +47,34 @@ def unshifted(input: Tensor, dim: int) -> Tensor:
     return input
 
 
+def log_softmax_of(recorder: Recorder, input: Tensor, dim: int, dtype: Any = None) -> Tensor:
+    """Record the logarithm of a softmax."""
+    node = Softmax()
+    node.logits, node.dim = input, dim
+    node.function = lambda x: x.log_softmax(dim, dtype=dtype)
+    tag = tag_of(input)
+    return recorder.run(node, input, layout=tag.layout if tag else None, role=tags.PLAIN)
+
+
+def axis_of_log_total(total: Tensor, x: Tensor) -> int | None:
+    """The axis over which ``total`` is ``log Σ exp(x)``, however it was computed; None if it is something else."""
+    axes = [i for i, (a, b) in enumerate(zip(total.shape, x.shape, strict=False)) if a != b]
+    if total.ndim != x.ndim or len(axes) != 1 or total.shape[axes[0]] != 1:
+        return None
+    logits, found = x.detach(), total.detach()
+    if torch.equal(found, logits.amax(axes, keepdim=True)):
+        return None  # the largest one, taken off for stability
+    return axes[0] if torch.allclose(found, logits.logsumexp(axes, keepdim=True)) else None
+
+
 def softmax_handler(name: str) -> Any:
-    function = getattr(torch, name)
+    record = softmax_of if name == "softmax" else log_softmax_of
 
     def handler(
         recorder: Recorder, input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: Any = None, **_: Any
     ) -> Any:
         dim = dim if dim is not None else (0 if input.ndim in (0, 1, 3) else 1)
-        if name == "softmax":
-            return softmax_of(recorder, input, dim, dtype)
-        node = Softmax()
-        node.logits, node.dim = input, dim
-        node.function = lambda x: function(x, dim, dtype=dtype)
-        tag = tag_of(input)
-        return recorder.run(node, input, layout=tag.layout if tag else None, role=tags.PLAIN)
+        return record(recorder, input, dim, dtype)
 
     return handler
 

@@ -25,10 +25,16 @@ from captum_transformer_attr.recording.tags import tag_of
 
 
 class Exponential(Elementwise):
-    """``exp(x)``; ``exponent`` is the live ``x``."""
+    """``base ** power``; ``power`` is live."""
 
     label = "exponential"
-    exponent: Tensor
+    power: Tensor
+    base: float = math.e
+
+    def exponent(self, recorder: Recorder) -> Tensor:
+        """The live logarithm of the exponential."""
+        with recorder:
+            return self.power if self.base == math.e else self.power * math.log(self.base)
 
 
 @handles("exp")
@@ -37,8 +43,15 @@ def exponential(recorder: Recorder, input: Tensor) -> Any:
     if isinstance(logarithm, Softmax) and logarithm.logits is not None:  # log_softmax(...).exp()
         return softmax_of(recorder, logarithm.logits, logarithm.dim)
     node = Exponential()
-    node.exponent = input
+    node.power = input
     return apply_elementwise(recorder, torch.exp, "exp", input, node=node)
+
+
+@handles("exp2", "special_exp2")
+def power_of_two(recorder: Recorder, input: Tensor) -> Any:
+    node = Exponential()
+    node.power, node.base = input, 2.0
+    return apply_elementwise(recorder, torch.exp2, "exp2", input, node=node)
 
 
 def written_softmax(recorder: Recorder, numerator: Tensor, total: Tensor, divide: bool) -> Tensor | None:
@@ -67,7 +80,8 @@ def written_softmax(recorder: Recorder, numerator: Tensor, total: Tensor, divide
     sink = divisor - e.sum(dim, keepdim=True)
     if not constant and not torch.allclose(sink, torch.zeros_like(sink), atol=1e-5 * float(divisor.abs().max())):
         return None  # not their sum
-    exponents = exponential.exponent if constant else unshifted(exponential.exponent, dim)
+    exponents = exponential.exponent(recorder)
+    exponents = exponents if constant else unshifted(exponents, dim)
     if hidden is not None:
         with recorder:
             exponents = exponents.masked_fill(hidden, -math.inf)
