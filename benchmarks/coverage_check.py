@@ -21,7 +21,6 @@ from captum_transformer_attr.recording.outputs import unwrap
 from captum_transformer_attr.recording.session import recorded
 
 DELTA, BATCH, FORWARD = 1e-6, 1e-8, 1e-10
-LAST_BIT = 2.0**-52  # of float64
 RECTIFIED = ("AttentionGradCam",)  # their map is all zero where it has no positive value
 
 
@@ -115,7 +114,7 @@ def rounding(row: Row, explainer: Any, given: Any, target: Any, scores: Any) -> 
         return torch.cat([v[:1], -v[1:].flip(-1)])
 
     def in_the_last_bit(v: Tensor) -> Tensor:
-        return v * (1 + LAST_BIT * torch.randn(v.shape, generator=torch.Generator().manual_seed(3)))
+        return torch.nextafter(v, torch.randn(v.shape, generator=torch.Generator().manual_seed(3), dtype=v.dtype))
 
     beside = max(relative(a[0], b[0]) for a, b in zip(moved(with_another), flat(scores), strict=True))
     nearby = max(relative(a, b) for a, b in zip(moved(in_the_last_bit), flat(scores), strict=True))

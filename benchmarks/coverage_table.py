@@ -85,15 +85,12 @@ def share(rows: list[Row]) -> str:
 
 def totals(selected: dict[str, list[Row]], missing: dict[str, list[str]]) -> str:
     """One line per source."""
-    text = [
-        header("source", "attributed", "refused by name", "ill-conditioned", "wrong", "failed", "not run", "target")
-    ]
+    kinds = {"refused": "refused by name", **{k: k for k in ("ill-conditioned", "wrong", "failed")}}
+    text = [header("source", "attributed", *kinds.values(), "not run", "target")]
     for source, rows in selected.items():
         counted = counted_of(rows)
         outcomes = Counter(row.outcome for row in counted)
-        numbers = [str(outcomes[kind]) for kind in ("refused", "ill-conditioned", "wrong", "failed")] + [
-            str(len(missing[source]))
-        ]
+        numbers = [*(str(outcomes[kind]) for kind in kinds), str(len(missing[source]))]
         text.append(f"| {source} | " + " | ".join([attributed(counted), *numbers, TARGETS.get(source, "")]) + " |\n")
     return "".join(text)
 
