@@ -2,6 +2,7 @@
 
     python -m benchmarks.faithfulness                      # everything that the data at hand allows
     python -m benchmarks.faithfulness vit-imagenet swin    # some tasks
+    python -m benchmarks.faithfulness --extend             # only the rows that the tables do not have yet
     python -m benchmarks.faithfulness --smoke              # two examples, three methods: does it run?
 
 Data are looked for in the folder of the environment variable CTA_DATA (default ../shared/data). An interrupted run goes
@@ -13,6 +14,7 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -28,10 +30,13 @@ from captum_transformer_attr.comparison import Method, resolve
 from captum_transformer_attr.evaluation import (
     CENTER,
     RANDOM,
+    MethodRow,
     Task,
     TaskResult,
     center_method,
     circumstances,
+    description_of,
+    earlier_rows,
     evaluate,
     random_method,
     write,
@@ -84,6 +89,7 @@ METHODS = {
     "image": (*IMAGE, "TransformerRelevance:start_layer=1", *SIDES, *SLOW_IMAGE_PEERS),
     "text": (*OURS, "InputXGradient", *SLOW_PEERS, RANDOM),
     "question": (*OURS, "InputXGradient", *SLOW_PEERS, RANDOM),
+    "reviews": (*OURS, *FAST_PEERS, "IntegratedGradients:n_steps=20", "GradientShap", "Occlusion", RANDOM),
     "fast": (*OURS, *FAST_PEERS, RANDOM),
 }
 SMOKE_METHODS = ("TransformerRelevance", "InputXGradient", RANDOM)
@@ -105,25 +111,32 @@ def run_task(
     work: Path | None,
     precision: torch.dtype | None = None,
     slow_count: int | None = None,
+    there: Sequence[MethodRow] = (),
 ) -> TaskResult:
     """One table, with a progress bar over all methods and examples.
 
-    Methods of `SLOW_PEERS` are measured on `slow_count` examples, spread over the others'.
+    Methods of `SLOW_PEERS` are measured on `slow_count` examples, spread over the others'. Rows that are there already
+    stay, unless `methods` names them.
     """
-    named = methods or METHODS[kind]
-    slow = [name for name in named if slow_count and name in (*SLOW_PEERS, *SLOW_IMAGE_PEERS)]
-    parts = [([name for name in named if name not in slow], task.indices)]
-    parts.append((slow, task.indices[:: math.ceil(len(task.indices) / slow_count)] if slow_count else ()))
-    results = []
+    wanted = {methods_of((spec,))[0].name: spec for spec in methods or METHODS[kind]}
+    rows = {row.method: row for row in there}
+    todo = [spec for name, spec in wanted.items() if methods or name not in rows]
+    slow = [spec for spec in todo if slow_count and spec in (*SLOW_PEERS, *SLOW_IMAGE_PEERS)]
+    everything = task.indices
+    result = TaskResult(task.name, task.title, (), (), {})
+    few = everything[:: math.ceil(len(everything) / slow_count)] if slow_count else []
     with progress_bar() as bar:
-        for names, indices in parts:
-            if names:
-                chosen, task.indices = methods_of(tuple(names)), indices
-                advance = _advance(bar, task.name, len(chosen), len(indices))
-                results.append(
-                    evaluate(task, chosen, batch_size=batch_size, folder=work, advance=advance, precision=precision)
-                )
-    return replace(results[0], rows=tuple(row for result in results for row in result.rows))
+        for specs, indices in (([spec for spec in todo if spec not in slow], everything), (slow, few)):
+            if not specs:
+                continue
+            chosen, task.indices = methods_of(tuple(specs)), list(indices)
+            advance = _advance(bar, task.name, len(chosen), len(indices))
+            result = evaluate(task, chosen, batch_size=batch_size, folder=work, advance=advance, precision=precision)
+            rows |= {row.method: row for row in result.rows}
+    task.indices = everything
+    usual = [method.name for method in methods_of(METHODS[kind])] if there else []
+    order = dict.fromkeys([*(name for name in usual if name in rows), *rows])
+    return replace(result, rows=tuple(rows[name] for name in order), description=description_of(task, precision))
 
 
 def _advance(bar: Progress, name: str, methods: int, examples: int):  # noqa: ANN202
@@ -154,6 +167,9 @@ def main(
     slow_count: Annotated[
         int | None, typer.Option(help=f"Examples for {', '.join(name.partition(':')[0] for name in SLOW_PEERS)}.")
     ] = None,
+    extend: Annotated[
+        bool, typer.Option("--extend", help="Keep the rows of tables that measured the same; measure the missing ones.")
+    ] = False,
     smoke: Annotated[bool, typer.Option("--smoke", help="Two examples and three methods per task.")] = False,
 ) -> None:
     """Measure and write the tables."""
@@ -181,9 +197,13 @@ def main(
             console.print(f"{name}: skipped, {error}")
             continue
         task.model.to(device)
-        start = time.perf_counter()
-        result = run_task(task, TASKS[name].kind, methods, batch_size, None if smoke else work, asked, slow_count)
-        stem = output / f"{prefix}-{name}"
+        start, stem = time.perf_counter(), output / f"{prefix}-{name}"
+        there = earlier_rows(stem, description_of(task, asked)) if extend else []
+        if extend and not there:
+            console.print(f"{name}: no table of the same task at {stem}.json to extend: every row is measured")
+        result = run_task(
+            task, TASKS[name].kind, methods, batch_size, None if smoke else work, asked, slow_count, there
+        )
         write([result], circumstances(device), stem, f"Faithfulness: {result.title}")
         console.print(f"{name}: {len(result.rows)} methods in {time.perf_counter() - start:.0f} s, {stem}.md")
 

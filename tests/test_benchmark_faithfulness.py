@@ -56,3 +56,19 @@ def test_missing_data_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     faithfulness.main(["swin"], output=tmp_path)
     assert "swin: skipped" in " ".join(capsys.readouterr().err.split())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_table_is_extended_by_what_it_lacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = {"output": tmp_path, "work": tmp_path / "work", "count": 2}
+    faithfulness.main(["digits-vit"], method=[faithfulness.RANDOM, "RawAttention"], **options)
+    table = tmp_path / "faithfulness-digits-vit.json"
+    (before,) = json.loads(table.read_text())["tasks"]
+    faithfulness.main(["digits-vit"], method=["AttentionRollout"], extend=True, **options)
+    (after,) = json.loads(table.read_text())["tasks"]
+    assert set(after["methods"]) == {*before["methods"], "AttentionRollout"}
+    kept = after["methods"]["RawAttention"]
+    assert kept.pop("about")["commit"] == json.loads(table.read_text())["commit"]
+    assert kept == before["methods"]["RawAttention"]
+    assert "Measured earlier: Random, RawAttention:" in table.with_suffix(".md").read_text()
+    faithfulness.main(["digits-vit"], method=["AttentionRollout"], extend=True, **{**options, "count": 3})
+    assert "no table of the same task" in capsys.readouterr().err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from captum_transformer_attr.evaluation import (
     center_method,
     circumstances,
     digits,
+    earlier_rows,
     evaluate,
     images,
     random_method,
@@ -505,6 +507,41 @@ class TestReports:
         assert pointing == {"value": 1, "low": 1, "high": 1, "examples": 6, "undefined": 0, "better": "higher"}
         assert set(content) == {"machine", "versions", "commit", "command", "date", "tasks"}
         assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["table.json", "table.md"]
+
+
+class TestTablesThatAreExtended:
+    def test_rows_come_back_as_they_were_with_their_circumstances(self, tmp_path: Path) -> None:
+        one = task(6, ("pointing",))
+        first = evaluate(one, [PERFECT])
+        write([first], {**circumstances(), "command": "the first run"}, tmp_path / "table", "t")
+        (row,) = earlier_rows(tmp_path / "table", one.description())
+        (measured,) = first.rows
+        assert (row.method, row.examples, row.seconds) == (measured.method, measured.examples, measured.seconds)
+        assert repr(row.columns) == repr(measured.columns)  # some are NaN
+        longer = replace(evaluate(one, [INVERTED]), rows=(row, *evaluate(one, [INVERTED]).rows))
+        for _ in range(2):  # a third run still knows the first
+            write([longer], {**circumstances(), "command": "a later run"}, tmp_path / "table", "t")
+            page = (tmp_path / "table.md").read_text()
+            assert page.index("`a later run`") < page.index("Measured earlier: Perfect:") < page.index("the first run")
+            found = earlier_rows(tmp_path / "table", one.description())
+            assert [r.about["command"] for r in found if r.about] == ["the first run", "a later run"]
+            longer = replace(longer, rows=tuple(found))
+
+    def test_no_number_comes_back_as_none(self, tmp_path: Path) -> None:
+        one = task(1, ("pointing",))  # a single example has no interval
+        write([evaluate(one, [PERFECT])], circumstances(), tmp_path / "table", "t")
+        (row,) = earlier_rows(tmp_path / "table", one.description())
+        assert math.isnan(row.columns[0].estimate.low)
+
+    def test_tables_of_something_else_give_nothing(self, tmp_path: Path) -> None:
+        one, other = task(6, ("pointing",)), task(5, ("pointing",))
+        assert earlier_rows(tmp_path / "table", one.description()) == []
+        write([evaluate(one, [PERFECT])], circumstances(), tmp_path / "table", "t")
+        assert earlier_rows(tmp_path / "table", other.description()) == []
+        rounded = {**one.description(), "weights": one.description()["weights"] * (1 + 1e-13)}
+        assert len(earlier_rows(tmp_path / "table", rounded)) == 1
+        trained = {**one.description(), "weights": one.description()["weights"] * (1 + 1e-6)}
+        assert earlier_rows(tmp_path / "table", trained) == []
 
 
 def test_iterating_twice_reads_the_same() -> None:

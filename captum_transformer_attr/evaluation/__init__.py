@@ -5,8 +5,8 @@ from captum_transformer_attr.evaluation.controls import CENTER, RANDOM, center_m
 from captum_transformer_attr.evaluation.images import ImageTask
 from captum_transformer_attr.evaluation.machine import circumstances
 from captum_transformer_attr.evaluation.measures import Column, Measure
-from captum_transformer_attr.evaluation.report import as_json, as_markdown, write
-from captum_transformer_attr.evaluation.run import MethodRow, TaskResult, evaluate
+from captum_transformer_attr.evaluation.report import as_json, as_markdown, earlier_rows, write
+from captum_transformer_attr.evaluation.run import MethodRow, TaskResult, description_of, evaluate
 from captum_transformer_attr.evaluation.task import Task, spread
 from captum_transformer_attr.evaluation.texts import TextTask
 
@@ -26,6 +26,8 @@ __all__ = [
     "as_markdown",
     "center_method",
     "circumstances",
+    "description_of",
+    "earlier_rows",
     "evaluate",
     "random_method",
     "spread",

@@ -10,7 +10,8 @@ from typing import Any
 
 from captum_transformer_attr.evaluation.machine import described
 from captum_transformer_attr.evaluation.measures import Column
-from captum_transformer_attr.evaluation.run import TaskResult
+from captum_transformer_attr.evaluation.run import MethodRow, TaskResult
+from captum_transformer_attr.metrics.bootstrap import Estimate
 from captum_transformer_attr.output_files import write_texts
 
 ARROWS = {"lower": " ↓", "higher": " ↑", "": ""}
@@ -33,8 +34,54 @@ def as_markdown(results: Sequence[TaskResult], circumstances: Mapping[str, Any],
         " the column. Seconds are per example and include every class that the columns ask for.",
     ]
     for result in results:
-        lines += ["", f"## {result.title}", "", *_table(result)]
+        lines += ["", f"## {result.title}", "", *_table(result), *_earlier_runs(result)]
     return "\n".join(lines) + "\n"
+
+
+def earlier_rows(stem: Path, description: Mapping[str, Any]) -> list[MethodRow]:
+    """The rows of a table that is there already, if it measures the same.
+
+    Args:
+        stem: as `write` was given it.
+        description: of the task at hand, see `Task.description`.
+    """
+    path = stem.with_suffix(".json")
+    if not path.is_file():
+        return []
+    about = json.loads(path.read_text())
+    tasks = about.pop("tasks")
+    same = (task for task in tasks if _measures_the_same(task["description"], json.loads(json.dumps(description))))
+    return [_row(name, entry, about) for task in same for name, entry in task["methods"].items()]
+
+
+def _measures_the_same(there: Mapping[str, Any], here: Mapping[str, Any]) -> bool:
+    """Equal but for the rounding of the sum over the weights, which differs between machines."""
+    weights = [d.get("weights", 0.0) for d in (there, here)]
+    rest = [{key: value for key, value in d.items() if key != "weights"} for d in (there, here)]
+    return rest[0] == rest[1] and math.isclose(*weights, rel_tol=1e-9)
+
+
+def _row(name: str, entry: Mapping[str, Any], about: Mapping[str, Any]) -> MethodRow:
+    columns = tuple(Column(metric, number["better"], _estimate(number)) for metric, number in entry["metrics"].items())
+    made = entry.get("about", about)
+    return MethodRow(name, columns, entry["seconds_per_example"], entry["examples"], entry.get("error", ""), made)
+
+
+def _estimate(number: Mapping[str, Any]) -> Estimate:
+    value, low, high = (math.nan if number[key] is None else number[key] for key in ("value", "low", "high"))
+    return Estimate(value, low, high, number["examples"], number["undefined"])
+
+
+def _earlier_runs(result: TaskResult) -> list[str]:
+    """Which rows other runs measured."""
+    runs: dict[str, list[MethodRow]] = {}
+    for row in result.rows:
+        if row.about is not None:
+            runs.setdefault(described(row.about), []).append(row)
+    lines = []
+    for how, rows in runs.items():
+        lines += ["", f"Measured earlier: {', '.join(row.method for row in rows)}:", "", how]
+    return lines
 
 
 def write(results: Sequence[TaskResult], circumstances: Mapping[str, Any], stem: Path, title: str) -> None:
@@ -122,7 +169,11 @@ def _task_json(result: TaskResult) -> dict[str, Any]:
             for column in row.columns
         }
         entry: dict[str, Any] = {"metrics": metrics, "seconds_per_example": row.seconds, "examples": row.examples}
-        methods[row.method] = {**entry, "error": row.error} if row.error else entry
+        if row.error:
+            entry["error"] = row.error
+        if row.about is not None:
+            entry["about"] = dict(row.about)
+        methods[row.method] = entry
     return {
         "task": result.task,
         "title": result.title,

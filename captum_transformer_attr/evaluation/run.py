@@ -33,6 +33,7 @@ class MethodRow:
         seconds: per example, attributions of all classes asked for.
         examples: how many it was measured on.
         error: why there are no numbers; one line.
+        about: `circumstances` of the earlier run that measured it; None for the run that writes the table.
     """
 
     method: str
@@ -40,6 +41,7 @@ class MethodRow:
     seconds: float
     examples: int
     error: str = ""
+    about: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -89,9 +91,7 @@ def evaluate(
             attributions are always computed in the model's own.
     """
     store = Store(folder)
-    description = task.description()
-    if precision is not None:
-        description["precision"] = str(precision)
+    description = description_of(task, precision)
     forward = task.model if precision is None else autocast_forward(task.model, precision, task.device)
     # An interrupted method goes on at a batch's end, which lies elsewhere for another batch size.
     stored = {**description, "batch_size": batch_size}
@@ -109,6 +109,11 @@ def evaluate(
         rows.append(MethodRow(method.name, tuple(columns), seconds, progress.done, progress.error))
     skipped = tuple(entry.reason for entry in task.skipped)
     return TaskResult(task.name, task.title, tuple(rows), skipped, description)
+
+
+def description_of(task: Task, precision: torch.dtype | None = None) -> dict[str, Any]:
+    """What the numbers of `evaluate` depend on beside the method, as JSON."""
+    return task.description() | ({} if precision is None else {"precision": str(precision)})
 
 
 def autocast_forward(
