@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 from PIL import Image
 
 from captum_transformer_attr.visualization.colors import ColorScale, palette, scale_of, text_color
@@ -42,6 +44,7 @@ def render_html(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["breakable"] = breakable
     panels = [panel for example in report.examples for panel in example.panels]
     template = environment.get_template("report.html.jinja")
     return template.render(
@@ -52,6 +55,11 @@ def render_html(report: Report) -> str:
         has_images=any(isinstance(panel, ImagePanel) for panel in panels),
         has_texts=any(isinstance(panel, TextPanel) for panel in panels),
     )
+
+
+def breakable(name: str) -> Markup:
+    """A class name that a narrow column may break between its words only."""
+    return Markup("<wbr>").join(re.split("(?<=[a-z])(?=[A-Z])", name))
 
 
 def save_html(report: Report, path: Path) -> None:
