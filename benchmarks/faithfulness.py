@@ -63,7 +63,7 @@ OURS = (
 )
 FAST_PEERS = ("InputXGradient", "LayerGradCam")
 SLOW_PEERS = ("IntegratedGradients", "GradientShap", "Occlusion")
-SLOW_IMAGE_PEERS = ("IntegratedGradients:n_steps=20", "GradientShap:n_samples=10", "Occlusion")
+SLOWEST_PEERS = ("IntegratedGradients:n_steps=20", "GradientShap:n_samples=10", "Occlusion")
 SIDES = tuple(f"TokenStatisticsRelevance:side={side}" for side in ("none", "query", "row"))
 STATISTICS = (
     "TokenStatisticsRelevance",
@@ -86,10 +86,10 @@ METHODS = {
         RANDOM,
         CENTER,
     ),
-    "image": (*IMAGE, "TransformerRelevance:start_layer=1", *SIDES, *SLOW_IMAGE_PEERS),
+    "image": (*IMAGE, "TransformerRelevance:start_layer=1", *SIDES, *SLOWEST_PEERS),
     "text": (*OURS, "InputXGradient", *SLOW_PEERS, RANDOM),
     "question": (*OURS, "InputXGradient", *SLOW_PEERS, RANDOM),
-    "reviews": (*OURS, *FAST_PEERS, "IntegratedGradients:n_steps=20", "GradientShap", "Occlusion", RANDOM),
+    "reviews": (*OURS, *FAST_PEERS, *SLOWEST_PEERS, RANDOM),
     "fast": (*OURS, *FAST_PEERS, RANDOM),
 }
 SMOKE_METHODS = ("TransformerRelevance", "InputXGradient", RANDOM)
@@ -121,7 +121,7 @@ def run_task(
     wanted = {methods_of((spec,))[0].name: spec for spec in methods or METHODS[kind]}
     rows = {row.method: row for row in there}
     todo = [spec for name, spec in wanted.items() if methods or name not in rows]
-    slow = [spec for spec in todo if slow_count and spec in (*SLOW_PEERS, *SLOW_IMAGE_PEERS)]
+    slow = [spec for spec in todo if slow_count and spec in (*SLOW_PEERS, *SLOWEST_PEERS)]
     everything = task.indices
     result = TaskResult(task.name, task.title, (), (), {})
     few = everything[:: math.ceil(len(everything) / slow_count)] if slow_count else []
