@@ -84,7 +84,7 @@ def below(
         streams.append(stream)
     outputs = [recording.recorder.captured[node] for node in readers]
     edges = [GradientEdge(stream.birth, 0) for stream in streams if stream.birth is not None]
-    signals = recording.relay(Carry(readers), outputs, [torch.zeros_like(t) for t in outputs], edges)
+    signals = recording.relay(Carry(readers), outputs, [output.zeros() for output in outputs], edges)
     arrived = [(edge, signal) for edge, signal in zip(edges, signals, strict=True) if signal is not None]
     return [edge for edge, _ in arrived], [signal for _, signal in arrived]
 
@@ -120,9 +120,9 @@ def numbers_at_birth(recording: Recording, call: Call) -> Tensor:
     node, batch = call.attention, recording.inputs.batch
     keys = node.map_shape[-1]
     output, edge = recording.recorder.captured[node], GradientEdge(call.key.stream.birth, 0)  # type: ignore[arg-type]
-    number = torch.arange(1, batch * keys + 1, device=output.device).reshape(batch, keys).to(node.value.dtype)
+    number = torch.arange(1, batch * keys + 1, device=node.value.device).reshape(batch, keys).to(node.value.dtype)
     one, many = (
-        recording.relay(Carry({node: code}), [output], [torch.zeros_like(output)], [edge])[0]
+        recording.relay(Carry({node: code}), [output], [output.zeros()], [edge])[0]
         for code in (torch.ones_like(number), number)
     )
     assert one is not None and many is not None

@@ -83,6 +83,8 @@ class Lineage:
 
     def moved(self, fn: Function, live: list[Function]) -> Line:
         """Operations that only move values; where they bring several tensors together, new tokens are born."""
+        if fn.name().endswith("CopyBackwards"):  # all of a tensor was overwritten: what it held goes nowhere
+            live = operands(fn)[-1:]
         if not live:
             return self.born(fn, live)
         if len(live) == 1 and not hasattr(live[0], "variable"):

@@ -14,6 +14,7 @@ from captum_transformer_attr.ops.attention import Attention, ValueProduct
 from captum_transformer_attr.ops.division import divide
 from captum_transformer_attr.recording.session import Recording
 from captum_transformer_attr.recording.signal import Signal, gradient_signal
+from captum_transformer_attr.recording.snapshot import Place
 
 
 class Maps:
@@ -38,7 +39,7 @@ class Maps:
         self.gradients = self.collect(gradient_signal())
 
     def collect_relevance(
-        self, table: Signal, wrt: Sequence[Tensor] = (), absorbed: dict[str, Tensor] | None = None
+        self, table: Signal, wrt: Sequence[Place] = (), absorbed: dict[str, Tensor] | None = None
     ) -> list[Tensor]:
         """One backward pass of relevance; also down to ``wrt`` if given, whose relevance is returned.
 
@@ -50,10 +51,10 @@ class Maps:
         return self.rest
 
     def collect(
-        self, signal: Signal, wrt: Sequence[Tensor] = (), absorbed: dict[str, Tensor] | None = None
+        self, signal: Signal, wrt: Sequence[Place] = (), absorbed: dict[str, Tensor] | None = None
     ) -> dict[Attention, Tensor]:
         outputs = [self.recording.recorder.captured[node] for node in self.attentions]
-        edges: list[Any] = list(self.elsewhere.values())
+        edges = list(self.elsewhere.values())
         grads = self.recording.send(signal, [*outputs, *edges, *wrt], absorbed=absorbed)
         self.at_maps[signal.carries] = dict(zip(self.elsewhere, grads[len(outputs) :], strict=False))
         self.rest = grads[len(outputs) + len(edges) :]
@@ -86,10 +87,10 @@ def read_elsewhere(recording: Recording, attentions: Sequence[Attention]) -> dic
             seen.add(fn)
             readers.update(fn.next_functions)
             stack += [f for f, _ in fn.next_functions]
-    maps = {}
+    maps: dict[Attention, Any] = {}
     for node in attentions:
         if isinstance(node, ValueProduct):
-            maps[node] = recording.recorder.captured[node].grad_fn.next_functions[-2]  # type: ignore[union-attr]
+            maps[node] = recording.recorder.captured[node].edge.node.next_functions[-2]
     calls = Counter(maps.values())
     return {node: GradientEdge(*edge) for node, edge in maps.items() if readers[edge] > 1 == calls[edge]}
 

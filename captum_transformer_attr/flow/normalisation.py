@@ -68,7 +68,7 @@ def carried_forward(node: Sum, a: Attention, values: Tensor, signal: Flow) -> Te
     with recorder.sending(signal), torch.enable_grad():
         probe = torch.zeros(node.shape, dtype=values.dtype, device=values.device, requires_grad=True)
         (arrived,) = torch.autograd.grad(
-            recorder.captured[node], recorder.captured[a], probe, create_graph=True, allow_unused=True
+            recorder.captured[node].edge, recorder.captured[a].edge, probe, create_graph=True, allow_unused=True
         )
         if arrived is None:
             return values.new_zeros(())

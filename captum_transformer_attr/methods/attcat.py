@@ -43,7 +43,7 @@ class AttCAT(LayerSumAttribution):
         for (name, output), g in zip(outputs.items(), gradients, strict=True):
             for node in of_blocks(recording, [name.partition("#")[0]])[name.partition("#")[0]]:
                 if node in rows:
-                    found.append(Deposit(output, output.detach() * g * matched(rows[node], output, node.path)))
+                    found.append(Deposit(output, output.value * g * matched(rows[node], output.value, node.path)))
         if not found:
             raise InputError(
                 "AttCAT: no block with a self-attention that the read-out row takes part in; use TransformerLRP"

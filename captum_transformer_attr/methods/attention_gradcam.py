@@ -81,7 +81,7 @@ def given_keys(recording: Recording, node: Attention) -> Tensor:
     probe = torch.zeros(node.value.shape[:-1], dtype=node.value.dtype, device=node.value.device, requires_grad=True)
     output = recording.recorder.captured[node]
     leaves = list(recording.inputs.leaves.values())
-    found = recording.relay(TrunkFlow({node: probe}), [output], [torch.zeros_like(output)], leaves, create_graph=True)
+    found = recording.relay(TrunkFlow({node: probe}), [output], [output.zeros()], leaves, create_graph=True)
     arrived = sum(r.sum() for r in found if r is not None)
     given = torch.zeros_like(probe, dtype=torch.bool)
     if isinstance(arrived, Tensor) and arrived.requires_grad:

@@ -51,5 +51,5 @@ class FullGradPlus(LayerSumAttribution):
         signal = table(self.rules)
         arrived: list[Tensor] = recording.send(signal, outputs)
         if signal.carries == "gradient":
-            arrived = [x.detach() * g for x, g in zip(outputs, arrived, strict=True)]
+            arrived = [x.value * g for x, g in zip(outputs, arrived, strict=True)]
         return [Deposit(x, r) for x, r in zip(outputs, arrived, strict=True)]

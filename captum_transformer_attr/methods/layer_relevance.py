@@ -20,7 +20,8 @@ from captum_transformer_attr.ops.residual import Sum
 from captum_transformer_attr.recording.node import Grads, Node
 from captum_transformer_attr.recording.session import Recording
 from captum_transformer_attr.recording.signal import Signal
-from captum_transformer_attr.recording.tags import Tag, tag_of
+from captum_transformer_attr.recording.snapshot import Place, Snapshot
+from captum_transformer_attr.recording.tags import Tag
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,18 +104,18 @@ def layer_relevance(recording: Recording, table: Signal, start: Start) -> LayerR
     chains = {name: residual_chain(output, by_origin, call_of(name)[0]) for name, output in outputs.items()}
     inner = {b for chain in chains.values() for total in chain for b in branch_sums(total)}
     signal = Watched(table, {*recording.attentions, *inner})
-    wrt = [*outputs.values(), *recording.inputs.leaves.values()]
+    wrt: list[Place] = [*outputs.values(), *recording.inputs.leaves.values()]
     arrived = recording.send(signal, wrt, start.signal, start.source)
     blocks = []
     for (name, output), g in zip(outputs.items(), arrived, strict=False):
-        stream = per_token(output.detach() * g if table.carries == "gradient" else g, tag_of(output))
+        stream = per_token(output.value * g if table.carries == "gradient" else g, output.tag)
         heads = {a.path: head_relevance(a, signal, recording) for a in attentions_of(recording, name, outputs)}
         attention, mlp = branch_relevance(chains[name], signal)
         blocks.append(BlockRelevance(name, stream, heads, attention, mlp))
     return LayerRelevance(tuple(blocks))
 
 
-def innermost(outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+def innermost(outputs: dict[str, Snapshot]) -> dict[str, Snapshot]:
     """Blocks that contain no other block (a stage is not one), in execution order."""
     paths = {call_of(name)[0] for name in outputs}
     outer = {path for path in paths if any(other.startswith(f"{path}.") for other in paths)}
@@ -132,7 +133,7 @@ def is_inside(node: Node, path: str) -> bool:
     return node.path == path or node.path.startswith(f"{path}.")
 
 
-def attentions_of(recording: Recording, name: str, outputs: dict[str, Tensor]) -> list[Attention]:
+def attentions_of(recording: Recording, name: str, outputs: dict[str, Snapshot]) -> list[Attention]:
     """The attention calls of one block call: after the block's previous call, before its own output."""
     path, number = call_of(name)
     earlier = "" if number == 1 else path if number == 2 else f"{path}#{number - 1}"
@@ -140,12 +141,11 @@ def attentions_of(recording: Recording, name: str, outputs: dict[str, Tensor]) -
     return [a for a in recording.attentions if is_inside(a, path) and after < a.tag.origin <= origin_of(outputs[name])]
 
 
-def origin_of(tensor: Tensor) -> int:
-    tag = tag_of(tensor)
-    return tag.origin if tag is not None else -1
+def origin_of(output: Snapshot) -> int:
+    return output.tag.origin if output.tag is not None else -1
 
 
-def residual_chain(output: Tensor, by_origin: dict[int, Node], path: str) -> list[Sum]:
+def residual_chain(output: Snapshot, by_origin: dict[int, Node], path: str) -> list[Sum]:
     """The sums on the trunk that leads to a block's output, back to where the trunk enters the block."""
     chain: list[Sum] = []
     node = by_origin.get(origin_of(output))

@@ -16,14 +16,15 @@ from captum_transformer_attr.methods.token_level import TokenAttribution
 from captum_transformer_attr.ops.attention import Attention
 from captum_transformer_attr.recording.node import Grads, Node
 from captum_transformer_attr.recording.session import Recording
+from captum_transformer_attr.recording.snapshot import Snapshot
 
 
 @dataclass(frozen=True, eq=False)
 class Deposit:
-    """Token scores of one layer: ``scores`` has the shape of ``tensor``, a tensor of the graph, and its channel sum is
+    """Token scores of one layer: ``scores`` has the shape of ``output``, a place in the graph, and its channel sum is
     a token's score."""
 
-    tensor: Tensor
+    output: Snapshot
     scores: Tensor
 
 
@@ -44,7 +45,7 @@ class LayerSumAttribution(TokenAttribution):
         found = self.deposits(recording, maps)
         signal = TrunkFlow({})
         signal.watched = watched
-        arrived = recording.relay(signal, [d.tensor for d in found], [d.scores for d in found], leaves)
+        arrived = recording.relay(signal, [d.output for d in found], [d.scores for d in found], leaves)
         refuse_lost(arrived, [d.scores for d in found], "the layers' tokens")
         zeros = [torch.zeros_like(leaf) for leaf in leaves]
         through = [z if r is None else r for r, z in zip(arrived, zeros, strict=True)]

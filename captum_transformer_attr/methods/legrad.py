@@ -50,7 +50,7 @@ class LeGrad(LayerSumAttribution):
         signal = TrunkFlow(scores)
         signal.watched = watched
         starts = [recording.recorder.captured[node] for node in scores]
-        arrived = recording.relay(signal, starts, [torch.zeros_like(t) for t in starts], leaves)
+        arrived = recording.relay(signal, starts, [start.zeros() for start in starts], leaves)
         zeros = [torch.zeros_like(leaf) for leaf in leaves]
         through = [z if r is None else r for r, z in zip(arrived, zeros, strict=True)]
         return Passed(through, signal.seen, signal.reached), Passed(zeros, {}, set())
@@ -58,14 +58,14 @@ class LeGrad(LayerSumAttribution):
     def sensitivities(self, recording: Recording, maps: Maps) -> dict[Attention, Tensor]:
         """E_h E_i (∂s^l/∂A^l)⁺ of every self-attention, ``(..., heads, keys)``, heads adding up to their mean."""
         outputs = innermost(block_outputs(recording))
-        if len({t.shape for t in outputs.values()}) != 1:
+        if len({t.value.shape for t in outputs.values()}) != 1:
             raise InputError(
                 "LeGrad: the model's blocks do not all have tokens of one shape; its head cannot read every layer"
             )
         last = list(outputs)[-1].partition("#")[0]
         found: dict[Attention, Tensor] = {}
         for name, output in outputs.items():
-            start = self.head_gradient(recording, last, output.detach())
+            start = self.head_gradient(recording, last, output.value)
             calls = attentions_of(recording, name, outputs)
             edges = [recording.recorder.captured[node] for node in calls]
             gradients = recording.relay(gradient_signal(), [output], [start], edges)

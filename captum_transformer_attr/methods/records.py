@@ -16,9 +16,9 @@ from captum_transformer_attr.flow.maps import Maps, by_example, whole
 from captum_transformer_attr.flow.stream_finder import find_streams
 from captum_transformer_attr.flow.streams import Call
 from captum_transformer_attr.recording import layout as lay
-from captum_transformer_attr.recording.nested import tensors_in
 from captum_transformer_attr.recording.session import Recording
-from captum_transformer_attr.recording.tags import Tag, tag_of
+from captum_transformer_attr.recording.snapshot import Place, Snapshot
+from captum_transformer_attr.recording.tags import Tag
 from captum_transformer_attr.rules.deep_taylor import deep_taylor
 
 
@@ -77,9 +77,9 @@ def collect_records(recording: Recording, with_relevance: bool) -> AttentionReco
     if with_relevance:
         blocks = block_outputs(recording)
         absorbed: dict[str, Tensor] = {}
-        wrt = [*blocks.values(), *recording.inputs.leaves.values()]
+        wrt: list[Place] = [*blocks.values(), *recording.inputs.leaves.values()]
         arrived = maps.collect_relevance(deep_taylor(), wrt, absorbed)
-        by_layer = {path: per_token(r, tag_of(t)) for (path, t), r in zip(blocks.items(), arrived, strict=False)}
+        by_layer = {path: per_token(r, t.tag) for (path, t), r in zip(blocks.items(), arrived, strict=False)}
         share = {path: r.to(recording.selected.dtype) for path, r in absorbed.items() if bool(r.any())}
     batch = recording.inputs.batch
     calls = {call.attention: call for call in find_streams(recording).calls}
@@ -105,20 +105,23 @@ def stream_of(recording: Recording, tag: Tag | None) -> str:
     return "+".join(names) or "parameters"
 
 
-def block_outputs(recording: Recording) -> dict[str, Tensor]:
+def block_outputs(recording: Recording) -> dict[str, Snapshot]:
     """Outputs of the modules that stand in a list and contain an attention: the blocks.
 
     A block called twice counts as ``path#2``.
     """
     used = {node.path for node in recording.attentions}
-    found: dict[str, Tensor] = {}
-    for path, outputs in recording.recorder.module_outputs.items():
-        if path.rpartition(".")[2].isdigit() and any(p == path or p.startswith(f"{path}.") for p in used):
-            for k, output in enumerate(outputs):
-                live = [t for t in tensors_in((output,)) if t.requires_grad]
-                if live:
-                    found[path if k == 0 else f"{path}#{k + 1}"] = live[0]
-    return found
+    calls = {
+        path: outputs
+        for path, outputs in recording.recorder.list_outputs.items()
+        if any(p == path or p.startswith(f"{path}.") for p in used)
+    }
+    return {
+        path if k == 0 else f"{path}#{k + 1}": output
+        for path, outputs in calls.items()
+        for k, output in enumerate(outputs)
+        if output is not None
+    }
 
 
 def per_token(r: Tensor, tag: Tag | None) -> Tensor:

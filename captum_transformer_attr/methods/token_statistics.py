@@ -132,5 +132,5 @@ def start_weights(recording: Recording) -> dict[Sum, Tensor]:
     result = {}
     for node, x, g in zip(terminals, outputs, gradients, strict=True):
         axes = lay.feature_axes(node.layout) or (-1,)
-        result[node] = torch.clamp((x.detach() * g).sum(axes, keepdim=True), min=0)
+        result[node] = torch.clamp((x.value * g).sum(axes, keepdim=True), min=0)
     return result

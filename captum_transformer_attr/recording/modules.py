@@ -198,7 +198,9 @@ def watched(modules: Modules, recorder: Recorder) -> Iterator[None]:
         for t in tensors_in((output,)):
             if t.grad_fn is not None:
                 describe(t.grad_fn, "", path)
-        recorder.module_outputs.setdefault(path, []).append(output)
+        if path.rpartition(".")[2].isdigit():
+            live = next((t for t in tensors_in((output,)) if t.requires_grad), None)
+            recorder.list_outputs.setdefault(path, []).append(None if live is None else recorder.snapshot(live))
         return output
 
     handles = []

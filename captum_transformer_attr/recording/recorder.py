@@ -33,6 +33,7 @@ from captum_transformer_attr.recording.node import Node, Record
 from captum_transformer_attr.recording.precision import CONVERSIONS, promoted
 from captum_transformer_attr.recording.registry import HANDLERS, LAYOUTS, ON_CONSTANTS, REFUSED
 from captum_transformer_attr.recording.signal import Pass, Signal
+from captum_transformer_attr.recording.snapshot import Snapshot
 from captum_transformer_attr.recording.tagging import recover, tag_base, tag_native
 from captum_transformer_attr.recording.tags import HANDLE, Tag, tag_of
 from captum_transformer_attr.recording.token_ids import with_handles
@@ -47,7 +48,7 @@ class Recorder(TorchFunctionMode):
         super().__init__()
         self.batch = batch
         self.nodes: list[Node] = []
-        self.captured: dict[Node, Tensor] = {}  # outputs whose arriving signals can be asked for
+        self.captured: dict[Node, Snapshot] = {}  # outputs whose arriving signals can be asked for
         self.edges: dict[int, Any] = {}  # origin → where its signals arrive
         self.parts: dict[tuple[Any, ...], Tag] = {}  # origin and place of some of its channels → their tag
         self.made: dict[Any, Tag] = {}  # autograd node → tag of what it gives
@@ -55,7 +56,7 @@ class Recorder(TorchFunctionMode):
         self.writes = Writes()
 
         self.module_stack: list[str] = []
-        self.module_outputs: dict[str, list[Any]] = {}
+        self.list_outputs: dict[str, list[Snapshot | None]] = {}  # of modules that stand in a list, call by call
         self.atomic: list[Atomic] = []
         self.paused = 0
 
@@ -74,7 +75,7 @@ class Recorder(TorchFunctionMode):
         """Let go of every tensor."""
         self.writes.clear()
         graph = (self.nodes, self.captured, self.edges, self.parts, self.made, self.constant_leaves)
-        for held in (*graph, self.module_outputs, self.atomic):
+        for held in (*graph, self.list_outputs, self.atomic):
             held.clear()
 
     @property
@@ -203,10 +204,18 @@ class Recorder(TorchFunctionMode):
         self.edges[new.origin] = GradientEdge(out.grad_fn, out.output_nr)  # type: ignore[arg-type]
         self.made[out.grad_fn] = new
         self.writes.keep_constants(node)
-        if node.captured:
-            self.captured[node] = out
         setattr(out, tags.ATTRIBUTE, new)
+        if node.captured:
+            self.captured[node] = Snapshot(out, self.writes)
         return out
+
+    def snapshot(self, tensor: Tensor) -> Snapshot:
+        """For callers outside an operation: what a snapshot asks of the tensor is not the model's."""
+        self.paused += 1
+        try:
+            return Snapshot(tensor, self.writes)
+        finally:
+            self.paused -= 1
 
     def merged(self, found: list[Tag], **overrides: Any) -> Tag:
         """Tag of a value computed from values with tags ``found``."""

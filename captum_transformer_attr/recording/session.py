@@ -22,6 +22,7 @@ from captum_transformer_attr.recording.precision import is_half
 from captum_transformer_attr.recording.quantised import dequantised
 from captum_transformer_attr.recording.recorder import Recorder
 from captum_transformer_attr.recording.signal import Signal
+from captum_transformer_attr.recording.snapshot import Place, edge_at, zeros_at
 from captum_transformer_attr.recording.tags import CUT, HANDLE, Tag, tag_of
 from captum_transformer_attr.recording.tap import Tap
 from captum_transformer_attr.recording.targets import Contrast, select
@@ -85,7 +86,7 @@ class Recording:
     def send(
         self,
         signal: Signal,
-        wrt: Sequence[Tensor],
+        wrt: Sequence[Place],
         start: Tensor | None = None,
         source: Tensor | None = None,
         absorbed: dict[str, Tensor] | None = None,
@@ -100,20 +101,22 @@ class Recording:
             sources.append(self.subtracted)
             starts.append(-starts[0])
         grads = self.relay(signal, sources, starts, wrt, absorbed=absorbed)
-        return [torch.zeros_like(t) if g is None else g for g, t in zip(grads, wrt, strict=True)]
+        return [zeros_at(place) if g is None else g for g, place in zip(grads, wrt, strict=True)]
 
     def relay(
         self,
         signal: Signal,
-        outputs: Sequence[Any],
+        outputs: Sequence[Place],
         starts: Sequence[Tensor],
-        wrt: Sequence[Any],
+        wrt: Sequence[Place],
         create_graph: bool = False,
         absorbed: dict[str, Tensor] | None = None,
     ) -> tuple[Tensor | None, ...]:
-        """Send a signal from anywhere in the graph (tensors or ``GradientEdge``); None where nothing arrived."""
+        """Send a signal from anywhere in the graph to anywhere; None where nothing arrived."""
+        ends: list[Any] = [edge_at(place) for place in outputs]
+        beginnings: list[Any] = [edge_at(place) for place in wrt]
         with self.recorder.sending(signal, absorbed):
-            return torch.autograd.grad(outputs, wrt, starts, True, create_graph, allow_unused=True)
+            return torch.autograd.grad(ends, beginnings, starts, True, create_graph, allow_unused=True)
 
     def tag(self, tensor: Tensor) -> Tag:
         """Provenance of a recorded tensor."""

@@ -16,13 +16,14 @@ from captum_transformer_attr.recording.tags import tag_of
 if TYPE_CHECKING:
     from captum_transformer_attr.recording.node import Node
     from captum_transformer_attr.recording.recorder import Recorder
+    from captum_transformer_attr.recording.snapshot import Snapshot
 
 
 class Writes:
     """Who keeps which memory, by its address.
 
     Attributes:
-        saved: nodes and the names (or numbers) under which they keep a tensor.
+        saved: nodes and snapshots, and the names (or numbers) under which they keep a tensor.
         owned: parameters and buffers of the model.
         overwritten: those of them that were written into, with what they held.
         aliases: memory of live tensors that the model also has as constants; held, so that its address is given to no
@@ -31,7 +32,7 @@ class Writes:
     """
 
     def __init__(self) -> None:
-        self.saved: dict[int, list[tuple[Node, Any]]] = {}
+        self.saved: dict[int, list[tuple[Node | Snapshot, Any]]] = {}
         self.owned: dict[int, Tensor] = {}
         self.overwritten: dict[int, tuple[Tensor, Tensor]] = {}
         self.aliases: dict[int, torch.UntypedStorage] = {}
@@ -45,7 +46,7 @@ class Writes:
         for held in (self.saved, self.owned, self.overwritten, self.aliases, self.marked):
             held.clear()
 
-    def keep(self, node: Node, name: str | int, tensor: Tensor) -> None:
+    def keep(self, node: Node | Snapshot, name: str | int, tensor: Tensor) -> None:
         """Note that a node keeps this tensor's memory, as the attribute ``name`` or as its leaf of this number."""
         self.saved.setdefault(tensor.untyped_storage().data_ptr(), []).append((node, name))
 
@@ -70,7 +71,7 @@ class Writes:
             if isinstance(name, str):
                 setattr(node, name, getattr(node, name).clone())
             else:
-                node.forward(*(leaf.detach().clone() for leaf in node.leaves))  # type: ignore[attr-defined]
+                node.forward(*(leaf.detach().clone() for leaf in node.leaves))  # type: ignore[union-attr]
 
     def keep_owned(self, tensor: Tensor) -> None:
         """Remember what a parameter or buffer holds."""
