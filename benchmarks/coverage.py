@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import itertools
 import json
 import re
 import warnings
@@ -107,14 +108,17 @@ def main(
     for source in sources.split(","):
         done = load(source)
         todo: list[tuple[Any, str]] = []
-        for case in importlib.import_module(f"benchmarks.coverage_{source}").cases():
+        # A share of all cases, not of what is left to do, which another process is changing.
+        for case in itertools.islice(
+            importlib.import_module(f"benchmarks.coverage_{source}").cases(), share - 1, None, shares
+        ):
             if not (pattern.search(case[0]) or pattern.search(case[1])):
                 continue
             for method in chosen:
                 row = done.get((case[0], method))
                 if row is None or again or (retry and row.outcome != "attributed") or (stale and row.engine != engine):
                     todo.append((case, method))
-        run(console, source, todo[share - 1 :: shares], engine)
+        run(console, source, todo, engine)
     if write:
         write_table(
             table,
