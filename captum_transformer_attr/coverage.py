@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from captum_transformer_attr.errors import InputError, TransformerAttributionError
 from captum_transformer_attr.flow.token_flow import TABLE as TOKEN_FLOW
-from captum_transformer_attr.methods.base import target_of
+from captum_transformer_attr.methods.base import check_model, target_of
 from captum_transformer_attr.methods.transformer_relevance import TransformerRelevance
 from captum_transformer_attr.ops.custom import Custom
 from captum_transformer_attr.recording.audit import walk
@@ -110,6 +110,7 @@ def coverage(
     Example:
         >>> print(coverage(model, pixels))
     """
+    check_model(model)
     given = parse(inputs, additional_forward_args)
     if given.packed:
         given, target = given.part(0), target_of(target, 0, given.batch)

@@ -9,6 +9,7 @@ from torch import nn
 from captum_transformer_attr import (
     AttentionRelevance,
     Composite,
+    Contrast,
     InputError,
     LayerTransformerLRP,
     NeuronTransformerLRP,
@@ -18,6 +19,7 @@ from captum_transformer_attr import (
     TransformerRelevance,
     UnsupportedModelError,
     UnsupportedOperationError,
+    coverage,
     register_rule,
     unregister_rule,
 )
@@ -26,6 +28,8 @@ IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
 def snapshot(model):
+    if not isinstance(model, nn.Module):
+        return None
     return [
         (
             m.training,
@@ -133,10 +137,63 @@ def test_all_tokens_masked():
         ({0: IMAGES}, "the keys of a mapping are names of arguments, got 0"),
         ({"x": IMAGES.tolist()}, "'x' is a list, not a Tensor"),
         ({"x": IMAGES.numpy()}, "'x' is a ndarray, not a Tensor"),
+        ({"x": IMAGES[0, 0, 0]}, r"'x' has shape \(8,\), without an axis for the examples"),
     ],
 )
 def test_wrong_tensors(inputs, message):
     refused(randomise(TinyViT()), InputError, message, inputs)
+
+
+@pytest.mark.parametrize(
+    "ids, message",
+    [
+        (torch.zeros(2, 0, dtype=torch.long), r"holds no tokens \(shape \(2, 0\)\)"),
+        (torch.rand(2, 4), "is torch.float32: token ids must be torch.int64"),
+    ],
+)
+def test_wrong_token_ids(ids, message):
+    refused(randomise(TinyText()), InputError, message, ids, (0, 1))
+
+
+def test_wrong_number_of_channels():
+    refused(randomise(TinyViT()), RuntimeError, "to have 3 channels, but got 1", IMAGES[:, :1])
+
+
+def test_outputs_that_cannot_be_explained():
+    model = randomise(TinyViT())
+    refused(lambda x: model(x).argmax(-1), InputError, "returned torch.int64 of shape .*no gradient", target=None)
+    with pytest.raises(InputError, match="output: the function chose int, not a Tensor"):
+        TransformerRelevance(model, output=lambda y: 3).attribute(IMAGES, target=0)
+
+
+@pytest.mark.parametrize("targets, message", [(3, "expected a list of targets, got int"), ([], "targets is empty")])
+def test_wrong_lists_of_targets(targets, message):
+    with pytest.raises(InputError, match=message):
+        TransformerRelevance(randomise(TinyViT())).attribute_tokens_each(IMAGES, targets)
+
+
+def test_wrong_targets_of_any_size():
+    refused(randomise(TinyViT()), TargetError, "cannot select from an output", target=10**30)
+    with pytest.raises(TargetError, match="not another Contrast"):
+        Contrast(Contrast(0, 1), 2)
+
+
+def test_coverage_of_nothing():
+    with pytest.raises(InputError, match="model: expected a torch.nn.Module or a function around one, got NoneType"):
+        coverage(None, IMAGES)
+
+
+def test_a_parameter_as_a_further_argument():
+    """A soft prompt that is trained: a constant here, by position as by name."""
+    model = randomise(TinyViT())
+    prompt = nn.Parameter(torch.full((1, 3, 8, 8), 0.1))
+
+    def forward(x, shift):
+        return model(x + shift)
+
+    got = TransformerRelevance(forward).attribute(IMAGES, target=0, additional_forward_args=(prompt,))
+    want = TransformerRelevance(forward).attribute(IMAGES, target=0, additional_forward_args=(prompt.detach(),))
+    assert torch.equal(got, want) and prompt.grad is None and prompt.requires_grad
 
 
 def test_short_token_ids():

@@ -253,3 +253,23 @@ def test_model_made_in_inference_mode():
     assert all(p.requires_grad for p in model.parameters())
     assert torch.equal(TransformerRelevance(model).attribute(images, 1), want)
     assert all(p.requires_grad for p in model.parameters())
+
+
+def test_an_interrupt_while_the_state_is_put_back(monkeypatch):
+    """Ctrl-C arrives where flags are being restored: the rest is restored, then it is raised."""
+    model = randomise(TinyViT()).train()
+    before = {name: (p.requires_grad, p) for name, p in model.named_parameters()}
+    restore, arrived = nn.Parameter.requires_grad_, []
+
+    def interrupted(parameter, flag=True):
+        if flag and not arrived:
+            arrived.append(True)
+            raise KeyboardInterrupt
+        return restore(parameter, flag)
+
+    monkeypatch.setattr(nn.Parameter, "requires_grad_", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        TransformerRelevance(model).attribute(IMAGES, target=1)
+    assert arrived and all(m.training for m in model.modules())
+    assert all(p.requires_grad for _, p in before.values())
+    assert not any(len(getattr(m, hooks)) for m in model.modules() for hooks in HOOKS if "forward" in hooks)

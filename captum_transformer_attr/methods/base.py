@@ -139,6 +139,8 @@ class TransformerAttribution(GradientAttribution):  # type: ignore[misc]
         Raises:
             InputError: for no target at all.
         """
+        if not isinstance(targets, (list, tuple)):
+            raise InputError(f"targets: expected a list of targets, got {type(targets).__name__}")
         if not targets:
             raise InputError("targets is empty; give at least one")
         given = parsed(inputs, additional_forward_args)

@@ -56,7 +56,9 @@ def convolve(recorder: Recorder, x: Tensor, weight: Tensor, bias: Tensor | None,
     batched = x.ndim == weight.ndim
     if not batched:
         return NotImplemented
-    stride, _, _, transposed, _, _ = geometry
+    stride, _, _, transposed, _, groups = geometry
+    if x.shape[1] != (weight.shape[0] if transposed else weight.shape[1] * groups):
+        return NotImplemented  # torch says which number of channels it wants
     tag = tag_of(x)
     node = Convolution(weight, bias, geometry)
     shape = [x.shape[0], *torch.convolution(x.detach()[:0].to("meta"), weight.to("meta"), None, *geometry).shape[1:]]

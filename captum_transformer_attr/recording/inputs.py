@@ -200,6 +200,11 @@ def parse_mapping(values: dict[str, Any], extra: tuple[Any, ...]) -> Inputs:
                     f"inputs: '{n}' is a {type(v).__name__}, not a Tensor; use torch.as_tensor, or "
                     "return_tensors='pt' of a tokenizer"
                 )
+        for n, v in values.items():
+            if isinstance(v, Tensor) and v.dtype != torch.bool and v.ndim == 1 and not NOT_EXPLAINED.search(n):
+                raise InputError(
+                    f"inputs: '{n}' has shape {tuple(v.shape)}, without an axis for the examples; add it with [None]"
+                )
         raise InputError(
             f"inputs: no entry to explain among {', '.join(values)} (masks and positions are passed on only)"
         )
@@ -220,6 +225,8 @@ def check_entry(inputs: Inputs, name: str) -> None:
         raise InputError(f"{what} is sparse or nested; give a dense, padded tensor")
     if value.ndim == 0 or value.shape[0] == 0:
         raise InputError(f"{what} holds no example (shape {tuple(value.shape)})")
+    if value.numel() == 0:
+        raise InputError(f"{what} holds no tokens (shape {tuple(value.shape)})")
     if value.shape[0] != inputs.batch and not (inputs.packed and value.is_floating_point()):
         raise InputError(
             f"{what} has {value.shape[0]} examples, {label(inputs, inputs.explained[0])} has {inputs.batch}; "

@@ -40,6 +40,8 @@ def refuse_mismatch(function: Any, inputs: Inputs, error: RuntimeError) -> None:
             ) from error
         if name not in inputs.explained:
             continue
+        if value.is_floating_point() and "'indices'" in reason:  # torch's word for what an embedding looks up
+            raise InputError(f"{what} is {value.dtype}: token ids must be torch.int64 ({reason})") from error
         if value.is_floating_point() and value.dtype not in dtypes:
             raise InputError(
                 f"{what} is {value.dtype}, the model's parameters are {dtype}; convert it with .to({dtype}) ({reason})"

@@ -96,6 +96,15 @@ def as_evaluated(modules: Modules) -> Iterator[Callable[[], None]]:
             if now or before:
                 put_back(now, before)
 
+    def undo() -> None:
+        put_attributes_back()
+        for m in training:
+            m.training = True
+        # Where a model was made, its flags can be set.
+        with torch.inference_mode(any(t.is_inference() for t in trainable)):
+            for t in trainable:
+                t.requires_grad_()
+
     try:
         for m in training:
             m.training = False
@@ -108,14 +117,11 @@ def as_evaluated(modules: Modules) -> Iterator[Callable[[], None]]:
         with torch.random.fork_rng(devices=modules.cuda_devices()):
             yield put_attributes_back
     finally:
-        put_attributes_back()
-        for m in training:
-            m.training = True
-        with torch.inference_mode(
-            any(t.is_inference() for t in trainable)
-        ):  # where a model was made, its flags can be set
-            for t in trainable:
-                t.requires_grad_()
+        try:
+            undo()
+        except KeyboardInterrupt:  # an interrupt in the middle of it must not leave the rest undone
+            undo()
+            raise
 
 
 def put_back(now: Any, before: Any) -> None:

@@ -27,7 +27,10 @@ def unwrap(output: Any, choice: OutputChoice = None) -> Tensor:
         InputError: if there is no such tensor.
     """
     if callable(choice):
-        return choice(output)
+        chosen = choice(output)
+        if not isinstance(chosen, Tensor):
+            raise InputError(f"output: the function chose {type(chosen).__name__}, not a Tensor")
+        return chosen
     if isinstance(output, Tensor):
         return output
     if choice is not None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
-from captum_transformer_attr.errors import UnsupportedModelError
+from captum_transformer_attr.errors import InputError, UnsupportedModelError
 from captum_transformer_attr.recording.agreement import verify
 from captum_transformer_attr.recording.audit import audit
 from captum_transformer_attr.recording.inputs import Inputs, attach
@@ -206,9 +206,15 @@ def record(
         given = getattr(values[name], HANDLE, values[name])
         recorder.edges[i], recorder.made[given.grad_fn] = get_gradient_edge(given), tag_of(given)  # type: ignore[assignment]
     tapping = contextlib.nullcontext() if tap is None else tap.installed(recorder)
+    args, kwargs = inputs.arguments(values)
     with dequantised(m for _, m in modules.named), tapping, watched(modules, recorder), recorder:
-        args, kwargs = inputs.arguments(values)
-        return unwrap(followable(function, *args, **kwargs), output)
+        explained = unwrap(followable(function, *args, **kwargs), output)
+    if not explained.is_floating_point():
+        raise InputError(
+            f"the model returned {explained.dtype} of shape {tuple(explained.shape)}, which has no gradient; choose a "
+            "floating tensor with output="
+        )
+    return explained
 
 
 def followable(function: Any, *args: Any, **kwargs: Any) -> Any:

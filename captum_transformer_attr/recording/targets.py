@@ -26,6 +26,10 @@ class Contrast:
     first: Any
     second: Any
 
+    def __post_init__(self) -> None:
+        if isinstance(self.first, Contrast) or isinstance(self.second, Contrast):
+            raise TargetError("target: a Contrast holds two of Captum's targets, not another Contrast")
+
 
 def select(output: Tensor, target: Any) -> Tensor:
     """One number per example, ``(N,)``.
@@ -42,7 +46,7 @@ def select(output: Tensor, target: Any) -> Tensor:
         target = target.to(output.device)
     try:
         selected: Tensor = select_targets(output, target)
-    except (AssertionError, IndexError, RuntimeError, TypeError) as error:
+    except (AssertionError, IndexError, RuntimeError, TypeError, ValueError, OverflowError) as error:
         reason = str(error).splitlines()[0] if str(error) else "it does not fit"
         raise TargetError(
             f"target={shown(target)}: cannot select from an output of shape {shape} ({reason})"
