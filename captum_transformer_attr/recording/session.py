@@ -112,6 +112,8 @@ class Recording:
         absorbed: dict[str, Tensor] | None = None,
     ) -> tuple[Tensor | None, ...]:
         """Send a signal from anywhere in the graph (tensors or ``GradientEdge``); None where nothing arrived."""
+        if not wrt:
+            return ()  # autograd refuses to be asked for nothing
         with self.recorder.sending(signal, absorbed):
             return torch.autograd.grad(outputs, wrt, starts, True, create_graph, allow_unused=True)
 
