@@ -391,6 +391,9 @@ MIXED = {
     "softmax over the batch": lambda x: x * x.softmax(0),
     "indices": lambda x: x + 0.5 * x[torch.arange(len(x) - 1, -1, -1)],
     "condition on the batch": lambda x: x * 2 if len(x) > 1 else x * 3,
+    "those behind": lambda x: x + torch.einsum("ij,jnc->inc", torch.ones(len(x), len(x)).double().triu(1), x),
+    "those before": lambda x: x + torch.einsum("ij,jnc->inc", torch.ones(len(x), len(x)).double().tril(-1), x),
+    "the last": lambda x: x - 0.5 * x[-1],
 }
 
 
