@@ -50,7 +50,11 @@ def refused(model, error, message, inputs=IMAGES, target=0, **more):
 
 
 def test_model_without_attention():
-    refused(nn.Sequential(nn.Flatten(), nn.Linear(192, 3)), UnsupportedModelError, "no softmax attention")
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
+    refused(model, UnsupportedModelError, "no softmax attention")
+    for method in (TransformerRelevance, AttentionRelevance, RawAttention):
+        with pytest.raises(UnsupportedModelError, match="no softmax attention"):
+            method(model).attention_records(IMAGES, target=0)
 
 
 class Swirl(torch.autograd.Function):

@@ -14,6 +14,7 @@ from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
 from captum_transformer_attr import (
+    AttentionRelevance,
     TransformerLRP,
     TransformerRelevance,
     UnsupportedModelError,
@@ -391,6 +392,7 @@ MIXED = {
     "softmax over the batch": lambda x: x * x.softmax(0),
     "indices": lambda x: x + 0.5 * x[torch.arange(len(x) - 1, -1, -1)],
     "condition on the batch": lambda x: x * 2 if len(x) > 1 else x * 3,
+    "the last": lambda x: x - 0.5 * x[-1],
 }
 
 
@@ -731,3 +733,101 @@ def test_another_output_or_rule_is_compared_anew():
     assert [forwards(), forwards()] == [2, 1]
     assert [forwards(output="double"), forwards(output="double")] == [2, 1]
     assert forwards(output=lambda out: out["double"]) == 2
+
+
+# ---------------------------------------------------------------------- what the forward writes into the model
+class Counting(nn.Module):
+    """Multiplies by a buffer that it overwrites first."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("scale", torch.ones(16, dtype=torch.float64))
+
+    def forward(self, x):
+        self.scale.mul_(3.0)
+        return x * self.scale
+
+
+@pytest.mark.parametrize("rules", ["deep_taylor", "attnlrp", "cp"])
+def test_overwritten_buffer_counts_with_what_the_forward_computed_with(rules):
+    """It is put back before the signals are sent."""
+    model = Changed(Counting())
+    for _ in range(2):
+        got = TransformerLRP(model, rules=rules).attribute(IMAGES, target=1)
+        want = TransformerLRP(Changed(lambda x: x * torch.full((16,), 3.0).double()), rules=rules)
+        torch.testing.assert_close(got, want.attribute(IMAGES, target=1), rtol=1e-9, atol=1e-13)
+    assert all(torch.equal(b, torch.ones_like(b)) for name, b in model.named_buffers() if name.endswith("scale"))
+
+
+class Renormalising(nn.Module):
+    """Reads a table that renormalises itself; ``tied`` gives it back as the head's weight."""
+
+    def __init__(self, tied, kind=nn.Embedding, **settings):
+        super().__init__()
+        self.text = randomise(TinyText().double())
+        self.text.embed = kind(20, 16, dtype=torch.float64, **settings)
+        with torch.no_grad():
+            self.text.embed.weight.copy_(torch.linspace(-1, 1, 320).reshape(20, 16).roll(3, 1))
+        if tied:
+            self.text.head.weight = self.text.embed.weight
+
+    def forward(self, ids):
+        return self.text(ids)
+
+
+@pytest.mark.parametrize("norm_type", [1.0, 2.0])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("method", [AttentionRelevance, TransformerRelevance, TransformerLRP])
+def test_table_with_max_norm(method, tied, norm_type):
+    """As a table of rows that are short already, by the formula of torch; the model's own is left as it is."""
+    ids = torch.tensor([[1, 7, 19, 3], [4, 1, 0, 0]])
+    model, twin = Renormalising(tied, max_norm=1.5, norm_type=norm_type), Renormalising(tied)
+    table = model.text.embed.weight.detach().clone()
+    norms = table.norm(norm_type, -1, keepdim=True)
+    read = torch.zeros(20, 1, dtype=torch.bool).index_fill(0, ids.flatten(), True)
+    with torch.no_grad():
+        twin.text.embed.weight.copy_(torch.where(read & (norms > 1.5), table * 1.5 / (norms + 1e-7), table))
+    assert not torch.equal(twin.text.embed.weight, table)
+    for _ in range(2):
+        got = method(model).attribute(ids, target=(-1, 2))
+        torch.testing.assert_close(got, method(twin).attribute(ids, target=(-1, 2)), rtol=1e-9, atol=1e-12)
+        assert torch.equal(model.text.embed.weight, table)
+
+
+@pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag])
+def test_table_of_other_ids_is_left_as_it_is(kind):
+    """Ids that are passed on only read it, a bag one id each."""
+
+    class Added(nn.Module):
+        def __init__(self, **settings):
+            super().__init__()
+            self.table = kind(5, 192, dtype=torch.float64, **settings)
+            self.vit = randomise(TinyViT().double())
+
+        def forward(self, x, ids):
+            return self.vit(x + self.table(ids).reshape(x.shape))
+
+    model, twin = Added(max_norm=1.0), Added()
+    table = model.table.weight.detach().clone()
+    with torch.no_grad():
+        twin.table.weight.copy_(table / (table.norm(dim=-1, keepdim=True) + 1e-7))
+    ids = torch.tensor([[3], [0]])
+    got, want = (TransformerLRP(m, rules="attnlrp").attribute(IMAGES, 1, ids) for m in (model, twin))
+    torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
+    assert torch.equal(model.table.weight, table)
+
+
+def test_refused_bag_of_explained_ids_leaves_its_table():
+    class Bag(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.head = nn.EmbeddingBag(5, 16, max_norm=1.0), nn.Linear(16, 3)
+
+        def forward(self, ids):
+            return self.head(self.table(ids))
+
+    model = Bag()
+    table = model.table.weight.detach().clone()
+    with pytest.raises(UnsupportedModelError):
+        TransformerLRP(model).attribute(torch.tensor([[3, 1], [0, 2]]), target=1)
+    assert torch.equal(model.table.weight, table)

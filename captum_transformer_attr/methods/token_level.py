@@ -62,18 +62,16 @@ class TokenAttribution(TransformerAttribution):
 
         Costs the N × N maps it returns. Arguments as in ``attribute``.
         """
-        given = parsed(inputs, additional_forward_args)
-        return self.explain(
-            given, target, lambda recording: collect_records(recording, self.needs_relevance), join_records
-        )
+
+        def compute(recording: Recording) -> AttentionRecords:
+            refuse_without_attention(recording)
+            return collect_records(recording, self.needs_relevance)
+
+        return self.explain(parsed(inputs, additional_forward_args), target, compute, join_records)
 
     def score(self, recording: Recording, delta: bool) -> Scored:
         """Gradient, relevance and flow through one recording."""
-        if not recording.attentions:
-            raise UnsupportedModelError(
-                f"the model has no softmax attention over tokens between inputs and output{softmax_found(recording)}; "
-                f"use TransformerLRP or Captum's IntegratedGradients"
-            )
+        refuse_without_attention(recording)
         maps = Maps(recording, recording.attentions)
         if self.needs_gradient:
             maps.collect_gradients()
@@ -118,6 +116,18 @@ class TokenAttribution(TransformerAttribution):
         arrived = maps.collect_relevance(deep_taylor(), wrt, parameters if delta else None)
         sent = torch.ones_like(recording.selected)
         return unaccounted(recording, sent, arrived, parameters) if delta else None
+
+
+def refuse_without_attention(recording: Recording) -> None:
+    """
+    Raises:
+        UnsupportedModelError: if there is no attention map to read.
+    """
+    if not recording.attentions:
+        raise UnsupportedModelError(
+            f"the model has no softmax attention over tokens between inputs and output{softmax_found(recording)}; "
+            f"use TransformerLRP or Captum's IntegratedGradients"
+        )
 
 
 def softmax_found(recording: Recording) -> str:

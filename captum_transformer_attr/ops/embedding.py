@@ -18,7 +18,7 @@ from captum_transformer_attr.recording import layout as lay
 from captum_transformer_attr.recording import tags
 from captum_transformer_attr.recording.node import Grads, Node
 from captum_transformer_attr.recording.recorder import Recorder
-from captum_transformer_attr.recording.registry import handles
+from captum_transformer_attr.recording.registry import ON_CONSTANTS, handles
 from captum_transformer_attr.recording.tags import HANDLE, tag_of
 
 
@@ -42,11 +42,19 @@ class Embedding(Node):
 
 @handles("embedding")
 def embedding(
-    recorder: Recorder, input: Tensor, weight: Tensor, padding_idx: Any = None, *args: Any, **kwargs: Any
+    recorder: Recorder,
+    input: Tensor,
+    weight: Tensor,
+    padding_idx: Any = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    *args: Any,
+    **kwargs: Any,
 ) -> Any:
+    prepare(recorder, weight, max_norm)
     handle = getattr(input, HANDLE, None)
     if handle is None:
-        return F.embedding(input, weight, padding_idx, *args, **kwargs)
+        return F.embedding(input, weight, padding_idx, max_norm, norm_type, *args, **kwargs)
     if input.numel() and not 0 <= int(input.min()) <= int(input.max()) < weight.shape[0]:
         worst = int(input.max()) if int(input.max()) >= weight.shape[0] else int(input.min())
         raise InputError(
@@ -57,5 +65,21 @@ def embedding(
     layout = None
     if tag is not None and tag.layout is not None:
         layout = (*tag.layout, lay.axis(lay.FEATURE, weight.shape[-1]))
-    node = Embedding(input, weight, {"padding_idx": padding_idx})
+    node = Embedding(input, weight, {"padding_idx": padding_idx, "max_norm": max_norm, "norm_type": norm_type})
     return recorder.run(node, handle, layout=layout, weighted=1, role=tags.PLAIN)
+
+
+def prepare(recorder: Recorder, weight: Any, max_norm: float | None) -> None:
+    """With ``max_norm`` torch shortens the rows that are read, in the table itself: a write like any other."""
+    if max_norm is not None:
+        recorder.writes.prepare(weight)
+
+
+def of_constant_ids(recorder: Recorder, function: Any, *args: Any, **kwargs: Any) -> Any:
+    """``F.embedding`` and ``F.embedding_bag``, which have table and ``max_norm`` in the same places."""
+    weight, max_norm = (kwargs.get(name, dict(enumerate(args)).get(i)) for name, i in (("weight", 1), ("max_norm", 3)))
+    prepare(recorder, weight, max_norm)
+    return function(*args, **kwargs)
+
+
+ON_CONSTANTS.update(dict.fromkeys(("embedding", "embedding_bag"), of_constant_ids))

@@ -17,6 +17,8 @@ from captum_transformer_attr.recording import tags
 from captum_transformer_attr.recording.layout import initial
 from captum_transformer_attr.recording.tags import HANDLE, Tag
 
+# An argument: its name among the values, or its number among the further positional ones.
+Key = str | int
 # Entries of a mapping that steer the model and say nothing themselves.
 NOT_EXPLAINED = re.compile(
     r"mask|position_ids|token_type_ids|type_ids|label|grid_thw|cache|past_key|return_|noise|image_sizes|spatial_shapes|pixel_shuffle|num_"
@@ -36,6 +38,7 @@ class Inputs:
         packed: some entry has no batch axis; then every example is recorded alone, and every result has one more axis
             in front, over the examples.
         windows: of such an example, where in every explained entry it lies (first row, row behind the last one).
+        shared: arguments that every example gets whole, although their first axis is as long as the batch.
     """
 
     kind: str
@@ -46,6 +49,7 @@ class Inputs:
     packed: bool = False
     windows: dict[str, tuple[int, int]] = field(default_factory=dict)
     whole: dict[str, torch.Size] = field(default_factory=dict)
+    shared: frozenset[Key] = frozenset()
 
     @property
     def batch(self) -> int:
@@ -112,17 +116,25 @@ class Inputs:
         """Floating dtype of the explained inputs, float32 if they are all ids."""
         return next((self.values[n].dtype for n in self.explained if self.values[n].is_floating_point()), torch.float32)
 
-    def example(self, i: int) -> Inputs:
-        """The i-th example alone; tensors (also in ``extra``) whose first axis is the batch are cut."""
+    def unclear(self) -> tuple[Key, ...]:
+        """Arguments passed on only whose first axis is as long as the batch: it need not be the batch."""
+        given: list[tuple[Key, Any]] = [*self.values.items(), *enumerate(self.extra)]
+        return tuple(key for key, value in given if key not in self.explained and self.is_long(value))
 
-        def cut(value: Any) -> Any:
-            return (
-                value[i : i + 1] if isinstance(value, Tensor) and value.ndim and value.shape[0] == self.batch else value
-            )
+    def is_long(self, value: Any) -> bool:
+        """Whether this is a tensor whose first axis is as long as the batch."""
+        return isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == self.batch
 
-        return Inputs(
-            self.kind, {n: cut(v) for n, v in self.values.items()}, self.explained, tuple(cut(v) for v in self.extra)
-        )
+    def example(self, i: int, shared: frozenset[Key] | None = None) -> Inputs:
+        """The i-th example alone; tensors (also in ``extra``) whose first axis is the batch are cut, but for
+        ``shared``."""
+        shared = self.shared if shared is None else shared
+
+        def cut(key: Key, value: Any) -> Any:
+            return value[i : i + 1] if key not in shared and self.is_long(value) else value
+
+        values = {name: cut(name, value) for name, value in self.values.items()}
+        return Inputs(self.kind, values, self.explained, tuple(cut(k, value) for k, value in enumerate(self.extra)))
 
     def pack(self, results: dict[str, Tensor]) -> Any:
         """Results by name in the container the inputs came in."""
@@ -238,8 +250,10 @@ def check_entry(inputs: Inputs, name: str) -> None:
         raise InputError(f"{what} contains NaN or infinity")
 
 
-def label(inputs: Inputs, name: str) -> str:
-    """How a message calls an entry."""
+def label(inputs: Inputs, name: Key) -> str:
+    """How a message calls an argument."""
+    if isinstance(name, int):
+        return f"additional_forward_args[{name}]"
     return {"tensor": "the tensor", "tuple": f"tensor {name.removeprefix('input')}"}.get(inputs.kind, f"'{name}'")
 
 

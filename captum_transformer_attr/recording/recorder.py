@@ -177,6 +177,8 @@ class Recorder(TorchFunctionMode):
         """
         if any(hasattr(t, HANDLE) for t in operands):
             differentiable = torch.is_grad_enabled()
+            if writes(name) and isinstance(args[0], Tensor):
+                self.writes.prepare(args[0])
             # What the model does with ids under no_grad cuts nothing: they never had a gradient.
             with torch.enable_grad():
                 result = with_handles(self, func, name, args, kwargs)

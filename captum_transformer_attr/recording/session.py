@@ -12,8 +12,15 @@ from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
 from captum_transformer_attr.errors import InputError, UnsupportedModelError
-from captum_transformer_attr.recording.agreement import verify
+from captum_transformer_attr.recording.agreement import agreement_of, compare, plain_forward
 from captum_transformer_attr.recording.audit import audit
+from captum_transformer_attr.recording.batch_axis import (
+    Batch,
+    possible,
+    reading_of,
+    refuse_mixing,
+    refuse_other_rows,
+)
 from captum_transformer_attr.recording.inputs import Inputs, attach
 from captum_transformer_attr.recording.modules import Modules, as_evaluated, uncompiled, watched
 from captum_transformer_attr.recording.node import LayoutLostError, Node
@@ -113,6 +120,8 @@ class Recording:
         absorbed: dict[str, Tensor] | None = None,
     ) -> tuple[Tensor | None, ...]:
         """Send a signal from anywhere in the graph to anywhere; None where nothing arrived."""
+        if not wrt:
+            return ()  # autograd refuses to be asked for nothing
         ends: list[Any] = [edge_at(place) for place in outputs]
         beginnings: list[Any] = [edge_at(place) for place in wrt]
         with self.recorder.sending(signal, absorbed):
@@ -150,8 +159,10 @@ def recorded(
         constants: also record attention among constants (learned queries).
 
     Raises:
-        UnsupportedModelError: if the recorded forward does not give what the plain forward gives.
-        LayoutLostError: if the examples of the batch influence each other.
+        UnsupportedModelError: if the recorded forward does not give what the plain forward gives, or not one row per
+            example.
+        LayoutLostError: if the examples of the batch influence each other; then, as after one raised inside the
+            context, ``inputs`` knows how its examples are cut.
     """
     modules = Modules(function)
     recorder = recorder_for(modules, inputs, constants)
@@ -172,19 +183,46 @@ def recorded(
             state = modules.random_state()
             result = record(function, inputs, output, modules, recorder, tap)
             put_back()
+            refuse_other_rows(inputs, result)
+
+            def forward(inputs: Inputs) -> Tensor:
+                put_back()
+                return plain_forward(function, inputs, output)
+
             signature = (modules.structure(), inputs.signature(), output, constants)
             # The plain forward continues the random numbers, so that a model that uses them gives something else.
             is_random = not all(map(torch.equal, state, modules.random_state()))
-            if is_random or (verified is not None and signature not in verified):
-                verify(function, inputs, output, result, recorder.autocast, put_back)
-            if verified is not None:
-                verified.add(signature)
-            yield Recording(recorder, inputs, result)
+            batch = Batch(
+                inputs, forward, result.detach(), lambda alone: agreement_of(function, alone, recorder.autocast)
+            )
+            try:
+                if is_random or (verified is not None and signature not in verified):
+                    compare(function, forward(inputs), result, recorder.autocast)
+                    if inputs.batch > 1:
+                        refuse_mixing(batch)
+                if verified is not None:
+                    verified.add(signature)
+                yield Recording(recorder, inputs, result)
+            except LayoutLostError:
+                settle(batch, verified, ("one reading", signature))
+                raise
     finally:
         recorder.writes.restore_owned()
         for node in recorder.nodes:
             node.__dict__.clear()
         recorder.clear()
+
+
+def settle(batch: Batch, verified: set[Any] | None, one_reading: Any) -> None:
+    """Decide how the examples are cut; ``one_reading`` is verified where shapes leave no choice."""
+    inputs = batch.inputs
+    clear = inputs.batch == 1 or (not inputs.unclear() and len(inputs.explained) == 1)
+    if clear or (verified is not None and one_reading in verified):
+        return
+    among = possible(batch)
+    inputs.shared = reading_of(batch, among)
+    if verified is not None and len(among) < 2 and not inputs.shared:
+        verified.add(one_reading)
 
 
 def recorder_for(modules: Modules, inputs: Inputs, constants: bool) -> Recorder:

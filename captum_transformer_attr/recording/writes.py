@@ -51,14 +51,15 @@ class Writes:
         self.saved.setdefault(tensor.untyped_storage().data_ptr(), []).append((node, name))
 
     def keep_constants(self, node: Node) -> None:
-        """Constants that a node keeps (masks, scales) may be overwritten by the model as well; parameters are not."""
+        """Constants that a node keeps (masks, scales) may be overwritten as well.
+
+        Parameters and buffers are not, except those the forward wrote into: they will get their values back.
+        """
         for name, value in node.__dict__.items():
-            if (
-                isinstance(value, Tensor)
-                and not value.requires_grad
-                and value.untyped_storage().data_ptr() not in self.owned
-            ):
-                self.keep(node, name, value)
+            if isinstance(value, Tensor) and not value.requires_grad:
+                address = value.untyped_storage().data_ptr()
+                if address not in self.owned or address in self.overwritten:
+                    self.keep(node, name, value)
 
     def prepare(self, tensor: Tensor) -> None:
         """The model is about to write into this tensor."""
@@ -83,9 +84,10 @@ class Writes:
                 self.overwritten[address] = (owner, owner.detach().clone())
 
     def restore_owned(self) -> None:
-        """Give parameters and buffers their values back."""
+        """Give parameters and buffers their values back; nodes keep what the forward computed with."""
         with torch.no_grad():
             for owner, values in self.overwritten.values():
+                self.unshare(owner)
                 if owner.grad_fn is not None:
                     owner.detach_()
                 owner.copy_(values)
