@@ -88,7 +88,7 @@ class Store:
         arrays: dict[str, Any] = {
             f"{name}/{key}": value.numpy()
             for name, accumulator in progress.accumulators.items()
-            for key, value in accumulator.state_dict().items()
+            for key, value in accumulator.examples().items()  # the header describes the options
         }
         path.parent.mkdir(parents=True, exist_ok=True)
         write_files({path: lambda temporary: np.savez(temporary, header=np.array(json.dumps(header)), **arrays)})

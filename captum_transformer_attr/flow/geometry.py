@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from captum_transformer_attr.flow.placement import Placement, evenly, on_grid, placements
 from captum_transformer_attr.flow.rollout import Passed
 from captum_transformer_attr.recording import layout as lay
 from captum_transformer_attr.recording.node import Node
@@ -24,27 +24,25 @@ class TokenScores:
     Attributes:
         scores: ``(N, *grid)``.
         axes: the input's axes the grid lies on.
-        stride: input elements per grid step where convolutions tell, else empty.
+        places: where the grid lies on each of them; empty for grids that divide them evenly.
     """
 
     scores: Tensor
     axes: tuple[int, ...]
-    stride: tuple[int, ...] = ()
+    places: tuple[Placement, ...] = ()
 
     def spread(self, shape: torch.Size, mode: str) -> Tensor:
-        """Scores interpolated over the input's shape ``shape``, equal over the axes that hold no tokens (channels)."""
-        sizes = [shape[i] for i in self.axes]
-        scores = self.scores
-        if list(scores.shape[1:]) != sizes:
-            full = [
-                max(s, g * t) for s, g, t in zip(sizes, scores.shape[1:], self.stride or (0,) * len(sizes), strict=True)
-            ]
-            method = {1: "linear", 2: "bilinear", 3: "trilinear"}[len(sizes)] if mode == "bilinear" else "nearest-exact"
-            exact = scores.to(torch.promote_types(scores.dtype, torch.float32))
-            wide = F.interpolate(exact[:, None], full, mode=method, align_corners=False if mode == "bilinear" else None)
-            # A padded grid (an input that the patch size does not divide) reaches beyond the input.
-            inside: list[Any] = [slice(None), 0, *(slice(0, s) for s in sizes)]
-            scores = wide[tuple(inside)].to(scores.dtype)
+        """Scores interpolated over the input's shape ``shape``, equal over the axes that hold no tokens (channels).
+
+        Elements that no token reads get 0.
+        """
+        scores = self.scores.to(torch.promote_types(self.scores.dtype, torch.float32))
+        for i, axis in enumerate(self.axes):
+            size, count = shape[axis], scores.shape[i + 1]
+            if size != count:
+                place = self.places[i] if self.places else evenly(size, count)
+                scores = place.spread(scores, i + 1, size, mode)
+        scores = scores.to(self.scores.dtype)
         index: list[Any] = [slice(None), *(slice(None) if i in self.axes else None for i in range(1, len(shape)))]
         return scores[tuple(index)].expand(shape).contiguous()
 
@@ -58,19 +56,6 @@ def candidates(recording: Recording, name: str) -> list[Node]:
             if lay.FEATURE in labels and lay.MIXED not in labels and not lay.is_map(node.layout):
                 found.append(node)
     return found
-
-
-def on_grid(tensor: Tensor, layout: lay.Layout, name: str, batch: int) -> Tensor:
-    """Sum a signal over channels and order what remains as ``(N, *grid)``."""
-    factors = [factor for factors in layout for factor in factors]
-    tensor = tensor.reshape([size for _, size in factors])
-    kept = [i for i, (label, _) in enumerate(factors) if label == lay.BATCH or label.startswith(f"{name}.")]
-    gone = [i for i in range(len(factors)) if i not in kept]
-    if gone:
-        tensor = tensor.sum(gone)
-    labels = [factors[i][0] for i in kept]
-    order = sorted(range(len(labels)), key=lambda i: (labels[i] != lay.BATCH, labels[i]))
-    return tensor.permute(order).reshape(batch, *lay.grid(layout, name))
 
 
 def axes_of(layout: lay.Layout, name: str) -> tuple[int, ...]:
@@ -113,8 +98,8 @@ def token_scores(recording: Recording, name: str, everything: Passed, trunk: Pas
             at_trunk = trunk.seen.get(node)
             scores = here if at_trunk is None else here - on_grid(at_trunk, node.layout, name, batch)
             axes = axes_of(node.layout, name)
-            stride = node.tag.stride if len(node.tag.stride) == len(axes) else ()
-            return TokenScores(recording.inputs.placed(name, scores), axes, stride)
+            places = placements(recording, name, node, axes)
+            return TokenScores(recording.inputs.placed(name, scores), axes, places)
     return pooled_scores(recording, name, result)
 
 
@@ -134,10 +119,10 @@ def pooled_scores(recording: Recording, name: str, values: Tensor) -> TokenScore
         assert finest.layout is not None
         axes = axes_of(finest.layout, name)
         flat = values.sum([i for i in range(1, values.ndim) if i not in axes])
-        size = [flat.shape[i + 1] / g for i, g in enumerate(lay.grid(finest.layout, name))]
-        pool: Any = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)[len(axes) - 1]
-        pooled = pool(flat[:, None], lay.grid(finest.layout, name))
-        return TokenScores(pooled[:, 0] * math.prod(size), axes)
+        places = placements(recording, name, finest, axes)
+        for i, (place, count) in enumerate(zip(places, lay.grid(finest.layout, name), strict=True)):
+            flat = place.pooled(flat, i + 1, count)
+        return TokenScores(flat, axes, places)
     if values.ndim > 3:
         return TokenScores(values.sum(1), tuple(range(2, values.ndim)))
     return TokenScores(values, tuple(range(1, values.ndim)))

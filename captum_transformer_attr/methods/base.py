@@ -88,8 +88,8 @@ class TransformerAttribution(GradientAttribution):  # type: ignore[misc]
             additional_forward_args: further positional arguments of the model.
             return_convergence_delta: also return ``(N,)``: relevance sent back minus relevance that arrived at inputs
                 and parameters.
-            interpolate: how token scores are spread over pixels, ``"bilinear"`` or ``"nearest"``; relevance of pixels
-                needs no interpolation.
+            interpolate: how token scores are spread over pixels, ``"bilinear"`` or ``"nearest"``, 0 where no token
+                reads them; relevance of pixels needs no interpolation.
 
         Returns:
             Tensor, tuple or dict as ``inputs``, each of its input's shape: float, detached, contiguous. Images

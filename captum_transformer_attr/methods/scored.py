@@ -26,7 +26,7 @@ class Scored:
 def join_scored(results: list[Scored]) -> Scored:
     """Results of single examples as one batch."""
     tokens = {
-        name: TokenScores(torch.cat([r.tokens[name].scores for r in results]), first.axes, first.stride)
+        name: TokenScores(torch.cat([r.tokens[name].scores for r in results]), first.axes, first.places)
         for name, first in results[0].tokens.items()
     }
     deltas = [r.delta for r in results if r.delta is not None]

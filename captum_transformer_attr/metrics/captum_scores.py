@@ -10,6 +10,7 @@ from captum.metrics import infidelity, sensitivity_max
 from torch import Tensor
 
 from captum_transformer_attr.errors import InputError
+from captum_transformer_attr.metrics._inputs import whole_number
 from captum_transformer_attr.recording.outputs import ForwardWrapper
 
 
@@ -56,10 +57,11 @@ def infidelity_and_sensitivity(
         seed: of both metrics; the caller's random state is left alone.
 
     Raises:
-        InputError: integer inputs.
+        InputError: integer inputs, no samples.
     """
+    samples = whole_number(samples, "samples", 1)
     tensors = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
-    if not all(isinstance(t, Tensor) and t.is_floating_point() for t in tensors):
+    if not tensors or not all(isinstance(t, Tensor) and t.is_floating_point() for t in tensors):
         raise InputError("inputs must be floating tensors: token ids cannot be perturbed, explain their embeddings")
     if attributions is None:
         attributions = attribution.attribute(

@@ -13,9 +13,11 @@ from captum_transformer_attr.metrics._inputs import (
     Forward,
     Inputs,
     Target,
+    checked,
     class_scores,
     class_targets,
     first_tensor,
+    per_example,
     target_scores,
 )
 
@@ -49,22 +51,23 @@ def completeness(
         (N,) float64, zero for a complete attribution.
     """
     if isinstance(attributions, Mapping):
-        parts = list(attributions.values())
+        given = list(attributions.values())
     else:
-        parts = [attributions] if isinstance(attributions, Tensor) else list(attributions)
+        given = list(attributions) if isinstance(attributions, (tuple, list)) else [attributions]
+    parts = [checked(part) for part in given]
     count = len(first_tensor(inputs))
-    if any(len(part) != count for part in parts) or not parts:
+    if not parts or any(part.ndim == 0 or len(part) != count for part in parts):
         raise InputError(f"attributions must be given for each of the {count} examples")
     device = parts[0].device
     if total is None:
         if forward is None or target is None:
             raise InputError("give forward and target, or the total that the attributions should add up to")
-        scores = class_scores(forward, inputs)
+        scores = class_scores(forward, inputs, count)
         chosen = class_targets(target, count, scores.device)
         total = target_scores(scores, chosen)
-    explained = torch.as_tensor(total, dtype=torch.float64, device=device).detach().expand(count)
-    arrived = sum((part.detach().double().flatten(1).sum(1) for part in parts), torch.zeros(count, device=device))
-    gap = explained - arrived - torch.as_tensor(elsewhere, dtype=torch.float64, device=device).detach()
+    explained = per_example(total, "total", count, device)
+    arrived = sum((part.double().unsqueeze(-1).flatten(1).sum(1) for part in parts), torch.zeros(count, device=device))
+    gap = explained - arrived - per_example(elsewhere, "elsewhere", count, device)
     if not relative:
         return gap
     return torch.where(explained == 0, float("nan"), gap / explained.abs())

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from captum_transformer_attr.errors import InputError
-from captum_transformer_attr.metrics._inputs import boolean_masks, spatial_maps
+from captum_transformer_attr.metrics._inputs import boolean_masks, check_tensor, spatial_maps
 
 
 class DiscriminativenessResult(NamedTuple):
@@ -42,12 +42,15 @@ def class_discriminativeness(attributions: Tensor, masks: Tensor | None = None) 
     Raises:
         InputError: fewer than two classes, shapes that do not fit, NaN attributions.
     """
+    check_tensor(attributions, "attributions")
     if attributions.ndim != 4 or attributions.shape[1] < 2:
         raise InputError(
             f"attributions must be (N, K, H, W) with at least two classes K, got {tuple(attributions.shape)}"
         )
     count, classes = attributions.shape[:2]
     flat = attributions.flatten(0, 1)
+    if masks is not None:
+        check_tensor(masks, "masks")
     size = flat.shape[1:] if masks is None else masks.shape[-2:]
     maps = spatial_maps(flat, size).double().unflatten(0, (count, classes))
     separation = 1 - _mean_correlation(maps.flatten(2))

@@ -9,9 +9,20 @@ import torch
 from torch import Tensor
 
 from captum_transformer_attr.errors import InputError
-from captum_transformer_attr.metrics._inputs import Forward, Inputs, Target, class_scores, class_targets, target_scores
+from captum_transformer_attr.metrics._inputs import (
+    Forward,
+    Inputs,
+    Target,
+    check_choice,
+    check_tensor,
+    class_scores,
+    class_targets,
+    given_scores,
+    numbers,
+    target_scores,
+)
 from captum_transformer_attr.metrics.accumulator import Accumulator, Bootstrap
-from captum_transformer_attr.metrics.pixels import PixelRemoval
+from captum_transformer_attr.metrics.pixels import removal_of
 from captum_transformer_attr.metrics.ranking import ranks
 from captum_transformer_attr.metrics.removal import Removal
 
@@ -60,21 +71,20 @@ def perturbation_curve(
     Raises:
         InputError: shapes that do not fit, NaN attributions, fractions outside [0, 1], unknown options.
     """
-    if order not in ("positive", "negative"):
-        raise InputError(f'order must be "positive" or "negative", got {order!r}')
-    if measure not in MEASURES:
-        raise InputError(f"measure must be one of {', '.join(MEASURES)}, got {measure!r}")
-    removal = PixelRemoval(removal) if isinstance(removal, str) else removal
+    check_protocol(order, measure)
+    removal = removal_of(removal)
     fractions = checked_fractions(removal.fractions if fractions is None else fractions)
     units = removal.prepare(inputs, attributions)
-    target = class_targets(target, len(units.scores), units.scores.device)
+    count = len(units.scores)
+    target = class_targets(target, count, units.scores.device)
+    clean = None if clean_scores is None else given_scores(clean_scores, "clean_scores", count)
     places = ranks(units.scores, descending=order == "positive", removable=units.removable, seed=seed)
     steps = []
     for fraction in fractions:
-        if fraction == 0 and clean_scores is not None:
-            scores = clean_scores
+        if fraction == 0 and clean is not None:
+            scores = clean
         else:
-            scores = class_scores(forward, units.remove(places < units.count(fraction)[:, None]))
+            scores = class_scores(forward, units.remove(places < units.count(fraction)[:, None]), count)
         steps.append(measured(scores, target, measure))
     return torch.stack(steps, dim=1)
 
@@ -97,7 +107,7 @@ def perturbation_auc(
     always right has 90 over the fractions 0 to 0.9. Lower is better for `order="positive"`, higher for `"negative"`.
     The arguments are those of `perturbation_curve`.
     """
-    removal = PixelRemoval(removal) if isinstance(removal, str) else removal
+    removal = removal_of(removal)
     fractions = removal.fractions if fractions is None else fractions
     curve = perturbation_curve(
         forward,
@@ -115,21 +125,37 @@ def perturbation_auc(
 
 def curve_area(curve: Tensor, fractions: Sequence[float]) -> Tensor:
     """100 times the trapezoid area under (N, fractions) curves, (N,)."""
-    return 100 * torch.trapezoid(curve.double(), torch.tensor(fractions, dtype=torch.float64, device=curve.device))
+    check_tensor(curve, "curve")
+    steps = checked_fractions(fractions)
+    if curve.ndim != 2 or curve.shape[1] != len(steps):
+        raise InputError(f"curve must be (N, {len(steps)}) for {len(steps)} fractions, got {tuple(curve.shape)}")
+    return 100 * torch.trapezoid(curve.double(), torch.tensor(steps, dtype=torch.float64, device=curve.device))
 
 
-def checked_fractions(fractions: Sequence[float]) -> Sequence[float]:
+def checked_fractions(fractions: Sequence[float]) -> tuple[float, ...]:
     """Refuses steps outside [0, 1] or out of order."""
-    if len(fractions) < 2 or list(fractions) != sorted(fractions) or fractions[0] < 0 or fractions[-1] > 1:
-        raise InputError(f"fractions must be at least two numbers of [0, 1] in rising order, got {list(fractions)}")
-    return fractions
+    steps = numbers(fractions, "fractions")
+    rising = steps.ndim == 1 and len(steps) > 1 and bool((steps[1:] >= steps[:-1]).all())
+    if not rising or steps[0] < 0 or steps[-1] > 1:
+        raise InputError(f"fractions must be at least two numbers of [0, 1] in rising order, got {fractions}")
+    return tuple(steps.tolist())
+
+
+def check_protocol(order: Any, measure: Any) -> None:
+    """Refuses unknown options."""
+    check_choice(order, "order", ("positive", "negative"))
+    check_choice(measure, "measure", MEASURES)
 
 
 def measured(scores: Tensor, target: Tensor, measure: OutputMeasure) -> Tensor:
     """(N,) what a measure says about (N, classes) scores."""
     values = {"probability": scores.softmax(-1), "sigmoid": scores.sigmoid()}.get(measure, scores)
     own = target_scores(values, target)
-    return (scores.argmax(-1) == target).to(scores.dtype) if measure == "accuracy" else own
+    if measure == "accuracy":
+        return (scores.argmax(-1) == target).to(scores.dtype)
+    if not own.isfinite().all():
+        raise InputError(f"the target's score is -inf for example {int((~own.isfinite()).nonzero()[0])}: no {measure}")
+    return own
 
 
 class PerturbationAUC(Accumulator):
@@ -153,9 +179,16 @@ class PerturbationAUC(Accumulator):
     ) -> None:
         super().__init__()
         self.forward = forward
-        self.removal = PixelRemoval(removal) if isinstance(removal, str) else removal
+        check_protocol(order, measure)
+        self.removal = removal_of(removal)
         self.fractions = checked_fractions(self.removal.fractions if fractions is None else fractions)
         self.options: dict[str, Any] = {"order": order, "measure": measure, "seed": seed}
+
+    def protocol(self) -> dict[str, Any]:
+        return {**self.options, "fractions": self.fractions, **self.removal.protocol()}
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"curve": (len(self.fractions),)}
 
     def update(self, inputs: Inputs, attributions: Any, target: Target, *, clean_scores: Tensor | None = None) -> None:
         """Adds a batch."""

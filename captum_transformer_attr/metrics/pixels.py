@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from captum_transformer_attr.errors import InputError
-from captum_transformer_attr.metrics._inputs import Inputs, spatial_maps
+from captum_transformer_attr.metrics._inputs import Inputs, check_choice, numbers, spatial_maps, whole_number
 from captum_transformer_attr.metrics.removal import RemovableUnits, Removal
 
 PIXEL_FRACTIONS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -47,27 +47,22 @@ class PixelRemoval(Removal):
         square: int = 1,
         images: str = "pixel_values",
     ) -> None:
-        if square < 1:
-            raise InputError(f"square must be a positive number of pixels, got {square}")
-        if isinstance(baseline, str) and baseline not in ("black", "mean", "blur"):
-            raise InputError(f'baseline must be "black", "mean", "blur" or a tensor, got "{baseline}"')
+        if not isinstance(baseline, Tensor):
+            check_choice(baseline, "baseline (if not a tensor)", ("black", "mean", "blur"))
         self.baseline = baseline
-        self.mean = torch.as_tensor(mean, dtype=torch.float64).reshape(-1, 1, 1)
-        self.std = torch.as_tensor(std, dtype=torch.float64).reshape(-1, 1, 1)
-        self.blur = blur
-        self.square = square
+        self.mean = numbers(mean, "mean").reshape(-1, 1, 1)
+        self.std = numbers(std, "std").reshape(-1, 1, 1)
+        if not (self.std > 0).all():
+            raise InputError(f"std must be positive, got {std}")
+        self.blur = _kernel(blur)
+        self.square = whole_number(square, "square", 1)
         self.images = images
 
     def prepare(self, inputs: Inputs, attributions: object) -> RemovablePixels:
-        images = inputs.get(self.images) if isinstance(inputs, Mapping) else inputs
-        if isinstance(images, tuple):
-            images = images[0]
+        images = _images_of(inputs, self.images)
         if not isinstance(images, Tensor) or images.ndim != 4:
             raise InputError(f"images must be a tensor (N, C, H, W), as inputs or as its entry {self.images!r}")
-        if isinstance(attributions, Mapping):
-            attributions = attributions.get(self.images)
-        if isinstance(attributions, tuple):
-            attributions = attributions[0]
+        attributions = _images_of(attributions, self.images)
         if not isinstance(attributions, Tensor) or len(attributions) != len(images):
             raise InputError(f"attributions must be a tensor for the {len(images)} images")
         height, width = images.shape[2:]
@@ -79,8 +74,11 @@ class PixelRemoval(Removal):
     def replacement(self, images: Tensor) -> Tensor:
         """What removed pixels are replaced by; can be expanded to the images (N, C, H, W)."""
         if isinstance(self.baseline, Tensor):
+            _check_fits(self.baseline, images, "baseline")
             return self.baseline.to(images)
         if self.baseline == "black":
+            _check_fits(self.mean, images, "mean")
+            _check_fits(self.std, images, "std")
             return (-self.mean / self.std).to(images)
         if self.baseline == "mean":
             return images.mean(dim=(2, 3), keepdim=True)
@@ -90,6 +88,44 @@ class PixelRemoval(Removal):
         if size // 2 >= min(images.shape[2:]):
             raise InputError(f"a blur kernel of {size} pixels is too large for images of {tuple(images.shape[2:])}")
         return gaussian_blur(images, [size, size], [deviation, deviation])
+
+
+def removal_of(removal: Any) -> Removal:
+    """A way of removing; the name of a pixel baseline stands for images in [0, 1]."""
+    if isinstance(removal, str):
+        return PixelRemoval(removal)  # type: ignore[arg-type]
+    if not isinstance(removal, Removal):
+        raise InputError(f'removal must be "black", "mean", "blur" or a Removal, got {removal!r}')
+    return removal
+
+
+def _images_of(given: Any, entry: str) -> Any:
+    """What belongs to the images, of inputs or attributions in any container."""
+    if isinstance(given, Mapping):
+        given = given.get(entry)
+    if isinstance(given, tuple):
+        return given[0] if given else None
+    return given
+
+
+def _kernel(blur: Any) -> tuple[int, float]:
+    """Size and standard deviation of a Gaussian kernel."""
+    if not isinstance(blur, Sequence) or len(blur) != 2:
+        raise InputError(f"blur must be a kernel size and a standard deviation, got {blur!r}")
+    size, deviation = whole_number(blur[0], "blur's kernel size", 1), numbers(blur[1], "blur's standard deviation")
+    if size % 2 == 0 or deviation.ndim or deviation <= 0:
+        raise InputError(f"blur must be an odd kernel size and a positive standard deviation, got {blur!r}")
+    return size, deviation.item()
+
+
+def _check_fits(values: Tensor, images: Tensor, name: str) -> None:
+    """Refuses values that cannot be expanded to the images: broadcasting would enlarge the images instead."""
+    try:
+        values.expand(images.shape)
+    except RuntimeError as error:
+        raise InputError(
+            f"{name} of shape {tuple(values.shape)} cannot be expanded to images of shape {tuple(images.shape)}"
+        ) from error
 
 
 class RemovablePixels(RemovableUnits):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from captum_transformer_attr.errors import InputError
-from captum_transformer_attr.metrics._inputs import boolean_masks, spatial_maps
+from captum_transformer_attr.metrics._inputs import maps_and_masks
 from captum_transformer_attr.metrics.accumulator import Accumulator, Bootstrap
 from captum_transformer_attr.metrics.bootstrap import Estimate
 
@@ -44,8 +44,7 @@ def pointing_game(attributions: Tensor, masks: Tensor) -> PointingResult:
     Raises:
         InputError: shapes that do not fit, NaN attributions.
     """
-    masks = boolean_masks(masks, len(attributions)).to(attributions.device)
-    maps = spatial_maps(attributions, masks.shape[1:])
+    maps, masks = maps_and_masks(attributions, masks)
     chance = masks.double().mean((1, 2))
     undefined = chance == 0
     center = center_map(masks.shape[1:], device=maps.device).expand_as(maps)
@@ -59,8 +58,8 @@ def mass_in_mask(attributions: Tensor, masks: Tensor) -> Tensor:
     The arguments are those of `pointing_game`. A map with nothing positive says nothing: it gets the mask's area, as
     a constant map does. NaN where the mask is empty.
     """
-    masks = boolean_masks(masks, len(attributions)).to(attributions.device)
-    positive = spatial_maps(attributions, masks.shape[1:]).double().clamp(min=0)
+    maps, masks = maps_and_masks(attributions, masks)
+    positive = maps.double().clamp(min=0)
     total = positive.sum((1, 2))
     area = masks.double().mean((1, 2))
     share = torch.where(total > 0, (positive * masks).sum((1, 2)) / total, area)
@@ -106,6 +105,9 @@ class PointingGame(Accumulator):
     `compute` returns `hit`, `chance`, `center`, `mass`, and the same with `_off_center`: these rest on the examples
     whose object does not cover the image centre at all, where a map that always points at the middle is of no use.
     """
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"hit": (), "chance": (), "center": (), "mass": ()}
 
     def update(self, attributions: Tensor, masks: Tensor) -> None:
         """Adds a batch."""

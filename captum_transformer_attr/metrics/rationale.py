@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from captum_transformer_attr.errors import InputError
+from captum_transformer_attr.metrics._inputs import whole_number
 from captum_transformer_attr.metrics.accumulator import Accumulator, Bootstrap
 from captum_transformer_attr.metrics.ranking import ranks
 
@@ -43,9 +44,7 @@ def token_f1(
     """
     from sklearn.metrics import f1_score
 
-    wanted = [k] if isinstance(k, int) else list(k)
-    if not wanted or min(wanted) < 1:
-        raise InputError(f"k must be positive, got {k}")
+    wanted = _numbers_of_words(k)
     rows = []
     for values, truth in _documents(scores, rationales):
         places = ranks(values[None], seed=seed)[0]
@@ -119,6 +118,14 @@ def word_scores(scores: Words, words: Sequence[int | None], count: int, *, reduc
     return result.scatter_reduce(0, index, values[pieces], name, include_self=False)
 
 
+def _numbers_of_words(k: Any) -> tuple[int, ...]:
+    """One or several positive numbers, of whatever library."""
+    wanted = tuple(whole_number(number, "k") for number in (k if np.ndim(k) else [k]))
+    if not wanted or min(wanted) < 1:
+        raise InputError(f"k must be positive, got {k}")
+    return wanted
+
+
 def _documents(scores: Any, rationales: Any) -> list[tuple[Tensor, np.ndarray]]:
     if len(scores) != len(rationales):
         raise InputError(f"{len(scores)} documents have scores, {len(rationales)} have rationales")
@@ -128,8 +135,8 @@ def _documents(scores: Any, rationales: Any) -> list[tuple[Tensor, np.ndarray]]:
         mask = torch.as_tensor(truth).cpu()
         if row.ndim != 1 or row.shape != mask.shape:
             raise InputError(f"document {number}: {tuple(row.shape)} scores for {tuple(mask.shape)} rationale values")
-        if row.isnan().any():
-            raise InputError(f"scores of document {number} hold NaN")
+        if row.isnan().any() or (row == float("inf")).any():
+            raise InputError(f"scores of document {number} hold NaN or inf; only -inf has a meaning, not scored")
         if not ((mask == 0) | (mask == 1)).all():
             raise InputError(f"the rationale of document {number} holds other values than 0 and 1")
         documents.append((row, mask.bool().numpy()))
@@ -144,8 +151,14 @@ class RationaleScores(Accumulator):
 
     def __init__(self, k: int | Sequence[int] = ERASER_K, *, seed: int = 0) -> None:
         super().__init__()
-        self.k = (k,) if isinstance(k, int) else tuple(k)
+        self.k = _numbers_of_words(k)
         self.seed = seed
+
+    def protocol(self) -> dict[str, Any]:
+        return {"k": self.k, "seed": self.seed}
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"f1": (len(self.k),), "auprc": ()}
 
     def update(self, scores: Sequence[Words] | Tensor, rationales: Sequence[Words] | Tensor) -> None:
         """Adds documents."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
+from typing import Any
 
 from torch import Tensor
 
@@ -39,6 +41,11 @@ class Removal(ABC):
 
     fractions: tuple[float, ...]
 
+    def protocol(self) -> dict[str, Any]:
+        """Kind and options by name, in the types of JSON: numbers made by others must not be mixed with these."""
+        options = {f"removal.{name}": described(value) for name, value in vars(self).items()}
+        return {"removal": type(self).__name__, **options}
+
     @abstractmethod
     def prepare(self, inputs: Inputs, attributions: object) -> RemovableUnits:
         """Brings inputs and attributions together.
@@ -46,3 +53,19 @@ class Removal(ABC):
         Raises:
             InputError: they do not fit each other, or the attributions hold NaN.
         """
+
+
+def described(value: Any) -> Any:
+    """An option in the types of JSON; of a large tensor its fingerprint, of other objects their type."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Tensor):
+        if value.numel() <= 16:
+            return value.detach().cpu().double().tolist()
+        content = value.detach().cpu().double().contiguous().numpy().tobytes()
+        return [*value.shape, hashlib.sha256(content).hexdigest()]
+    if isinstance(value, (set, frozenset)):
+        return sorted(map(str, value))
+    if isinstance(value, (tuple, list)):
+        return [described(entry) for entry in value]
+    return type(value).__name__

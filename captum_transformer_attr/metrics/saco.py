@@ -7,11 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_transformer_attr.errors import InputError
-from captum_transformer_attr.metrics._inputs import Forward, Inputs, Target, class_scores, class_targets
+from captum_transformer_attr.metrics._inputs import (
+    Forward,
+    Inputs,
+    Target,
+    check_choice,
+    class_scores,
+    class_targets,
+    whole_number,
+)
 from captum_transformer_attr.metrics.accumulator import Accumulator, Bootstrap
-from captum_transformer_attr.metrics.perturbation import OutputMeasure, RemovalChoice, measured
-from captum_transformer_attr.metrics.pixels import PixelRemoval
+from captum_transformer_attr.metrics.perturbation import MEASURES, OutputMeasure, RemovalChoice, measured
+from captum_transformer_attr.metrics.pixels import removal_of
 from captum_transformer_attr.metrics.ranking import ranks
 
 
@@ -52,20 +59,20 @@ def saco(
     Raises:
         InputError: fewer than two groups, shapes that do not fit, NaN attributions.
     """
-    if groups < 2:
-        raise InputError(f"groups must be at least 2, got {groups}")
-    removal = PixelRemoval(removal) if isinstance(removal, str) else removal
+    groups = whole_number(groups, "groups", 2)
+    check_choice(measure, "measure", MEASURES)
+    removal = removal_of(removal)
     units = removal.prepare(inputs, attributions)
     places = ranks(units.scores, removable=units.removable, seed=seed)
     # prepare() may have taken entries away that the model does not know, so even the clean pass goes through remove().
-    clean = class_scores(forward, units.remove(torch.zeros_like(units.removable)))
+    clean = class_scores(forward, units.remove(torch.zeros_like(units.removable)), len(units.scores))
     target = clean.argmax(-1) if target is None else class_targets(target, len(clean), clean.device)
     confidence = measured(clean, target, measure)
     number = units.removable.sum(1, keepdim=True)
     drops, salience, empty = [], [], []
     for group in range(groups):
         members = (places >= number * group // groups) & (places < number * (group + 1) // groups)
-        drops.append(confidence - measured(class_scores(forward, units.remove(members)), target, measure))
+        drops.append(confidence - measured(class_scores(forward, units.remove(members), len(clean)), target, measure))
         salience.append(units.scores.double().masked_fill(~members, 0).sum(1) / members.sum(1).clamp(min=1))
         empty.append(~members.any(1))
     return _coefficient(torch.stack(drops, 1), torch.stack(salience, 1), torch.stack(empty, 1))
@@ -89,7 +96,19 @@ class SacoScores(Accumulator):
     ) -> None:
         super().__init__()
         self.forward = forward
-        self.options: dict[str, Any] = {"groups": groups, "removal": removal, "measure": measure, "seed": seed}
+        check_choice(measure, "measure", MEASURES)
+        self.options: dict[str, Any] = {
+            "groups": whole_number(groups, "groups", 2),
+            "removal": removal_of(removal),
+            "measure": measure,
+            "seed": seed,
+        }
+
+    def protocol(self) -> dict[str, Any]:
+        return {**self.options, **self.options["removal"].protocol()}
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"saco": ()}
 
     def update(self, inputs: Inputs, attributions: Any, target: Target | None = None) -> None:
         """Adds a batch."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from captum_transformer_attr.errors import InputError
-from captum_transformer_attr.metrics._inputs import boolean_masks, checked, spatial_maps
+from captum_transformer_attr.metrics._inputs import boolean_masks, maps_and_masks
 from captum_transformer_attr.metrics.accumulator import Accumulator, Bootstrap
 
 
@@ -59,18 +60,26 @@ class SegmentationScores(Accumulator):
 
     def __init__(self, *, threshold: float | str = "mean") -> None:
         super().__init__()
-        if isinstance(threshold, str) and threshold not in ("mean", "otsu"):
-            raise InputError(f'threshold must be "mean", "otsu" or a number, got "{threshold}"')
-        self.threshold = threshold
+        named = isinstance(threshold, str) and threshold in ("mean", "otsu")
+        if not named and not (isinstance(threshold, Real) and 0 <= threshold <= 1):
+            raise InputError(f'threshold must be "mean", "otsu" or a number of [0, 1], got {threshold!r}')
+        self.threshold = threshold if isinstance(threshold, str) else float(threshold)
+
+    def protocol(self) -> dict[str, Any]:
+        return {"threshold": self.threshold}
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"counts": (4,), "average_precision": ()}
 
     def update(self, attributions: Tensor, masks: Tensor, *, valid: Tensor | None = None) -> None:
         """Adds a batch."""
         from torchmetrics.functional.classification import binary_average_precision, binary_stat_scores
 
-        attributions = checked(attributions)
-        masks = boolean_masks(masks, len(attributions)).to(attributions.device)
-        counted = torch.ones_like(masks) if valid is None else boolean_masks(valid, len(masks)).to(masks.device)
-        maps = _unit_range(spatial_maps(attributions, masks.shape[1:]))
+        maps, masks = maps_and_masks(attributions, masks)
+        if not len(maps):
+            raise InputError("attributions hold no example")
+        counted = torch.ones_like(masks) if valid is None else _counted(valid, masks)
+        maps = _unit_range(maps)
         predicted = maps > self._thresholds(maps)
         counts, precision = [], []
         # Image by image: torchmetrics' samplewise statistics fail on a batch of one.
@@ -99,6 +108,17 @@ class SegmentationScores(Accumulator):
             levels = [threshold_otsu((one * 255).round().byte().cpu().numpy()) / 255 for one in maps]
             return maps.new_tensor(levels).view(-1, 1, 1)
         return maps.new_full((len(maps), 1, 1), float(self.threshold))
+
+
+def _counted(valid: Tensor, masks: Tensor) -> Tensor:
+    """`valid` as booleans."""
+    counted = boolean_masks(valid, len(masks), "valid").to(masks.device)
+    if counted.shape != masks.shape:
+        raise InputError(f"valid must be {tuple(masks.shape)} as the masks are, got {tuple(counted.shape)}")
+    ignored = ~counted.flatten(1).any(1)
+    if ignored.any():
+        raise InputError(f"valid leaves no pixel of example {int(ignored.nonzero()[0])}; leave the example out")
+    return counted
 
 
 def _unit_range(maps: Tensor) -> Tensor:

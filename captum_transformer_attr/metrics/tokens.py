@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from captum_transformer_attr.errors import InputError
-from captum_transformer_attr.metrics._inputs import Inputs, checked
+from captum_transformer_attr.metrics._inputs import Inputs, checked, whole_number
 from captum_transformer_attr.metrics.removal import RemovableUnits, Removal
 
 TOKEN_FRACTIONS = (0.0, 0.25, 0.5, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0)
@@ -58,11 +58,13 @@ class TokenRemoval(Removal):
             raise InputError(f'padding_side must be "right" or "left", got "{padding_side}"')
         self.mode = mode
         self.tokens = tokens
-        self.mask_token = mask_token
-        self.keep = tuple(keep)
+        self.mask_token = None if mask_token is None else whole_number(mask_token, "mask_token (a token id)")
+        if isinstance(keep, str) or not isinstance(keep, Iterable):
+            raise InputError(f"keep must be a collection of token ids, got {keep!r}")
+        self.keep = tuple(whole_number(token, "keep (token ids)") for token in keep)
         self.attention_mask = attention_mask
         self.along = tuple(along)
-        self.pad_token = pad_token
+        self.pad_token = whole_number(pad_token, "pad_token (a token id)")
         self.padding_side = padding_side
 
     def prepare(self, inputs: Inputs, attributions: object) -> RemovableTokens:

@@ -35,6 +35,9 @@ class RoleCurves(Accumulator):
         self.forward = forward
         self.removal = removal
 
+    def protocol(self) -> dict[str, Any]:
+        return self.removal.protocol()
+
     def update(self, **curves: Tensor) -> None:
         """Adds (N, fractions) by role."""
         self._add(**curves)
