@@ -270,9 +270,9 @@ def _texts(panel: Panel) -> list[str]:
     return texts
 
 
-def _write(axes: Axes, text: str, top: float, size: float, *, width: float = TEXT_WIDTH - MARGIN, **style: Any) -> float:
+def _write(axes: Axes, text: str, top: float, size: float, *, right: float = TEXT_WIDTH, **style: Any) -> float:
     """Lines of text from ``top`` on; where they end."""
-    lines = fill(text, width - MARGIN, size, style.get("weight", "normal"))
+    lines = fill(text, right - 2 * MARGIN, size, style.get("weight", "normal"))
     axes.text(MARGIN, top, lines, fontsize=size, va="top", parse_math=False, **style)
     # matplotlib's lines are 1.2 font sizes apart.
     return top + 1.2 * size / 72 * (1 + lines.count("\n"))
@@ -285,7 +285,7 @@ def _draw_line(axes: Axes, method: str, lines: list[list[Piece]], scores: FloatA
         for piece in line:
             middle = top + (number + 0.5) * LINE_HEIGHT
             _draw_token(axes, piece, middle, text_color(float(scores[piece.index]), scale))
-    below = _write(axes, method, top + 0.08, 8, width=TOKENS_LEFT, color="#444444")
+    below = _write(axes, method, top + 0.08, 8, right=TOKENS_LEFT, color="#444444")
     _text_legend(axes, scale, below + 0.06)
     return max(top + LINE_HEIGHT * len(lines), below + 0.15) + 0.08
 
