@@ -23,4 +23,5 @@ def print_json(text: str) -> None:
 
 def _forget_rest() -> None:
     """Python would try to write the rest again when it ends, and fail with a message of its own."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
