@@ -118,3 +118,13 @@ def test_unwritable_folders_are_named(quick: Path, capsys: pytest.CaptureFixture
         error = capsys.readouterr().err
         assert folder in error and len(error.strip().splitlines()) == 1
     assert run(["demo", "--scenes", "10"]) == 2
+
+
+@pytest.mark.parametrize("output, reason", [("file", "it is a file"), ("missing/folder", "No such file or directory")])
+def test_an_output_that_cannot_be_a_folder_is_named(
+    quick: Path, output: str, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (quick / "file").write_text("mine")
+    assert run(["demo", "--output", output]) == 1
+    assert capsys.readouterr().err == f"error: --output {output} cannot be made a folder: {reason}\n"
+    assert (quick / "file").read_text() == "mine"

@@ -16,7 +16,10 @@ from captum.attr import InputXGradient
 from PIL import Image
 from safetensors.torch import save_file
 
+import captum_transformer_attr
 from captum_transformer_attr.cli.app import run
+from captum_transformer_attr.cli.printing import print_json
+from captum_transformer_attr.visualization import example_figures
 
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 3}
 
@@ -269,6 +272,70 @@ def test_wrong_calls_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
         assert len(captured.err.strip().splitlines()) == 1 and captured.err.startswith("error: ")
 
 
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--png", ""], "error: --png needs the name of a file\n"),
+        (["--html", "."], "error: --html needs the name of a file\n"),
+        (["--method", ","], "error: --method ',' names nothing; leave it out for the default\n"),
+    ],
+)
+def test_empty_options_are_named(
+    folder: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert explain(folder / "photo.png", "-m", folder / "vit.safetensors", *arguments) == 1
+    assert capsys.readouterr().err == message
+    assert not list(Path().iterdir())
+
+
+def test_standard_error_holds_the_error_and_nothing_else(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = [folder / "photo.png", "-m", folder / "vit.safetensors", "--json"]
+    assert explain(*given, "--method", "TransformerRelevance:start_layer=99") == 1
+    failed = capsys.readouterr()
+    assert failed.out == "" and len(failed.err.splitlines()) == 1 and failed.err.startswith("error: start_layer=99")
+    assert explain(*given, "--method", "RawAttention") == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_another_number_of_classes_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert explain("a good film", "-m", folder / "bert", "--num-classes", 7, "--json") == 1
+    assert capsys.readouterr().err == (
+        f"error: weights of {folder / 'bert'} do not fit BertForSequenceClassification with --num-classes 7: "
+        "classifier.bias is (2,) instead of (7,)\n"
+    )
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        with pytest.raises(OSError, match="--json cannot be written to standard output: No space left on device"):
+            print_json("{}")
+
+
+def test_a_text_that_was_cut_off_says_so_everywhere(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drawn = []
+    monkeypatch.setattr("captum_transformer_attr.cli.explain.save_png", lambda report, path: drawn.append(report))
+    given = ["a good film " * 5, "-m", folder / "bert", "--method", "RawAttention"]
+    note = "cut off after 6 words, the longest the model reads"
+    assert explain(*given, "--png", "a.png", "--html", "a.html") == 0
+    assert note in capsys.readouterr().out and note in Path("a.html").read_text()
+    (figure,) = example_figures(drawn[0].examples[0])
+    assert note in " ".join(text.get_text() for text in figure.axes[0].texts)
+    assert explain(*given, "--json") == 0
+    assert note in json.loads(capsys.readouterr().out)["examples"][0]["note"]
+
+
+def test_letters_that_the_picture_lacks_are_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["a \U000e0fff film", "-m", folder / "bert", "--method", "RawAttention", "--png", "a.png"]
+    assert explain(*given) == 0
+    wrote, missing = capsys.readouterr().err.splitlines()
+    assert wrote == "wrote a.png" and missing.startswith("a.png: no installed font has \U000e0fff")
+    assert missing.endswith("(--html)")
+
+
 def test_ctrl_c_is_quiet(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def interrupt(*arguments: Any, **options: Any) -> None:
         raise KeyboardInterrupt
@@ -337,3 +404,25 @@ def test_program_starts_as_a_module() -> None:
     )
     assert result.returncode == 1 and result.stdout == ""
     assert result.stderr == "error: model ./none: there is no such folder or file\n"
+
+
+def test_ctrl_c_is_quiet_while_torch_is_imported() -> None:
+    code = """
+import os, signal, sys
+
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == "captum_transformer_attr":
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+            except KeyboardInterrupt:
+                pass  # as some imports do
+
+sys.meta_path.insert(0, Interrupt())
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from captum_transformer_attr_cli import main
+sys.exit(main())
+"""
+    root = Path(captum_transformer_attr.__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (130, "error: interrupted\n")

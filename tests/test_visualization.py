@@ -3,11 +3,14 @@
 import base64
 import io
 import re
+import warnings
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch
 from PIL import Image
 
 from captum_transformer_attr.visualization import (
@@ -19,10 +22,12 @@ from captum_transformer_attr.visualization import (
     example_figures,
     image_figure,
     render_html,
+    save_html,
     save_png,
+    text_figure,
     text_records,
 )
-from captum_transformer_attr.visualization.colors import palette, scale_of, text_color
+from captum_transformer_attr.visualization.colors import palette, scale_of, text_color, text_scale
 
 PICTURE = np.full((8, 12, 3), 128, dtype=np.uint8)
 
@@ -67,6 +72,29 @@ def test_constant_maps_are_flat_and_drawn_at_their_zero(value: float) -> None:
     scale = scale_of(np.full((2, 2), value))
     assert scale.flat or scale.signed
     assert text_color(value, scale)[3] == (1.0 if value < 0 else 0.0)
+
+
+@pytest.mark.parametrize(
+    "scores, opacities",
+    [
+        ([10.0, 10.1], [10 / 10.1, 1.0]),
+        ([1.0], [1.0]),
+        ([0.0], [0.0]),
+        ([-1.0], [1.0]),
+        ([2.0, 2.0, 2.0], [1.0, 1.0, 1.0]),
+        ([-1.0, 0.0, 4.0], [0.25, 0.0, 1.0]),
+        ([], []),
+    ],
+)
+def test_colours_of_texts_start_at_zero(scores: list[float], opacities: list[float]) -> None:
+    scale = text_scale(np.array(scores))
+    assert [text_color(score, scale)[3] for score in scores] == pytest.approx(opacities)
+
+
+def test_long_sequences_reach_to_their_own_largest_score() -> None:
+    scores = np.arange(1000.0)
+    scores[-1] = 1e6
+    assert text_scale(scores).high == 1e6 and text_scale(-scores).low == -1e6
 
 
 def test_text_colors_tell_for_from_against() -> None:
@@ -246,6 +274,109 @@ def test_long_texts_are_wrapped_and_dollars_are_no_formula(tmp_path: Path) -> No
     shown = [text.get_text() for axes in figure.axes for text in axes.texts]
     assert set(words) <= set(shown)
     figure.savefig(tmp_path / "long.png")
+
+
+def one_line(tokens: tuple[str, ...], scores: list[float], label: str = "cat") -> TextPanel:
+    return TextPanel("text", tokens, {label: {"A": np.array(scores)}})
+
+
+def drawn_outside(figure: Figure) -> list[str]:
+    """Texts that reach over the edge of the figure, and tokens that reach over their coloured box."""
+    figure.canvas.draw()
+    (axes,) = figure.axes
+    boxes = [box.get_window_extent() for box in axes.patches if isinstance(box, FancyBboxPatch)]
+    outside = []
+    for text in axes.texts:
+        drawn = text.get_window_extent()
+        own = [box for box in boxes if text.get_ha() == "center" and box.contains(*(drawn.min + drawn.max) / 2)]
+        for frame in own or [figure.bbox]:
+            if not (frame.x0 <= drawn.x0 and drawn.x1 <= frame.x1):
+                outside.append(text.get_text())
+    return outside
+
+
+@pytest.mark.parametrize("letter", ["W", "i", "日"])
+def test_nothing_runs_over_an_edge(letter: str) -> None:
+    address, name = letter * 400, " ".join(9 * ["a_very_long_class_name"])
+    figure = text_figure(one_line((address, letter * 10, "x"), [1.0, 2.0, 3.0], name), {name: 0.8}, letter * 200)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert drawn_outside(figure) == []
+    shown = [text.get_text() for text in figure.axes[0].texts]
+    assert "80.0\N{NO-BREAK SPACE}%" in shown[0]
+    assert "".join(shown).count(letter) >= 610
+
+
+def test_headings_of_pictures_are_wrapped() -> None:
+    panel = ImagePanel("image", PICTURE, {"cat": {"A": np.eye(4)}})
+    figure = image_figure(panel, title=" ".join(20 * ["heading"]), note=" ".join(30 * ["note"]))
+    figure.canvas.draw()
+    for text in figure.texts:
+        assert 0 <= text.get_window_extent().x0 and text.get_window_extent().x1 <= figure.bbox.x1
+
+
+def test_lines_of_text_say_what_their_colours_stand_for() -> None:
+    scores = {"cat": {"up": np.array([10.0, 10.1]), "both": np.array([-4.0, 1.0]), "none": np.zeros(2)}}
+    panel = TextPanel("text", ("good", "movie"), scores)
+    shown = [text.get_text() for text in text_figure(panel).axes[0].texts]
+    assert [shown[shown.index(method) + 1 :][:2] for method in ("up", "both")] == [["0", "10"], ["-4", "4"]]
+    assert shown[shown.index("none") + 1] == "all scores equal 0"
+    page = render_html(Report("x", (Example("e", (panel,)),)))
+    assert re.findall(r'legend">([^<]*)<i class="bar ([^"]*)"></i>([^<]*)', page) == [
+        ("0", "words-for", "10.1"),
+        ("-4", "words", "4"),
+    ]
+    assert re.findall(r'legend">(all [^<]*)', page) == ["all scores equal 0"]
+
+
+def test_flat_maps_say_so_on_a_white_picture_too() -> None:
+    white = np.full((64, 64, 3), 255, dtype=np.uint8)
+    figure = image_figure(ImagePanel("image", white, {"cat": {"A": np.ones((4, 4))}}))
+    figure.canvas.draw()
+    frame = figure.axes[1].get_window_extent()
+    pixels = np.asarray(figure.canvas.buffer_rgba())[::-1, :, :3]
+    inside = pixels[int(frame.y0) + 3 : int(frame.y1) - 3, int(frame.x0) + 3 : int(frame.x1) - 3]
+    assert inside.min() < 128
+
+
+def test_white_space_is_visible_and_tokens_stay_in_one_line() -> None:
+    panel = one_line(("a\nb", "\t", "\n", "  ", " c"), [1.0, 2.0, 3.0, 4.0, 5.0])
+    expected = ["a↵b", "⇥", "↵", "␣␣", " c"]
+    assert set(expected) <= {text.get_text() for text in text_figure(panel).axes[0].texts}
+    page = render_html(Report("x", (Example("e", (panel,)),)))
+    assert re.findall(r'tabindex="0">([^<]*)</span> ', page) == expected
+
+
+def test_letters_come_from_whatever_font_has_them(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    letter = "\u27c8"  # matplotlib's STIX fonts have it, DejaVu Sans does not
+    figure = text_figure(one_line((letter,), [1.0]))
+    (drawn,) = (text for text in figure.axes[0].texts if text.get_text() == letter)
+    figure.canvas.draw()
+    assert len(drawn.get_fontfamily()) == 2 and not recwarn.list
+
+
+def test_letters_that_no_font_has_are_named_in_one_warning(tmp_path: Path) -> None:
+    unassigned = "\U000e0fff\U000e0ffe"
+    example = Example("e", (one_line(("good", unassigned), [1.0, 2.0], f"name {unassigned}"),))
+    with pytest.warns(UserWarning) as warned:
+        save_png(Report("x", (example,)), tmp_path / "a.png")
+    assert len(warned) == 1
+    assert "no installed font has \U000e0ffe\U000e0fff" in str(warned[0].message)
+
+
+def test_files_may_be_named_by_strings(tmp_path: Path) -> None:
+    report = Report("x", (text_example(),))
+    save_html(report, str(tmp_path / "a.html"))
+    save_png(report, str(tmp_path / "a.png"))
+    assert {path.name for path in tmp_path.iterdir()} == {"a.html", "a.png"}
+
+
+def test_notes_stand_below_pictures_and_texts() -> None:
+    text, image = text_example().panels[0], image_example().panels[0]
+    (figure,) = example_figures(Example("e", (text,), {}, "cut off"))
+    assert "cut off" in [entry.get_text() for entry in figure.axes[0].texts]
+    (figure,) = example_figures(Example("e", (image,), {}, "cut off"))
+    assert figure.get_supxlabel() == "cut off"
 
 
 def test_text_records_are_within_captums_range() -> None:

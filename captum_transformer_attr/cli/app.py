@@ -233,7 +233,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0, 1 after an error, 2 after a wrong call, 130 after Ctrl-C.
     """
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    for talkative in ("huggingface_hub", "matplotlib.font_manager"):
+        logging.getLogger(talkative).setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

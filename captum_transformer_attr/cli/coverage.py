@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict
 
 import captum_transformer_attr
+from captum_transformer_attr.cli.printing import print_json
 from captum_transformer_attr.loading import PreprocessingOptions
 from captum_transformer_attr.loading.samples import model_with_sample
 
@@ -23,5 +24,8 @@ def run_coverage(
     """
     built, inputs = model_with_sample(model, preprocessing, class_count=class_count)
     table = captum_transformer_attr.coverage(built, inputs)
-    print(json.dumps(asdict(table) | {"covered": bool(table)}, indent=1) if as_json else table)
+    if as_json:
+        print_json(json.dumps(asdict(table) | {"covered": bool(table)}, indent=1))
+    else:
+        print(table)
     return bool(table)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from captum_transformer_attr.cli.cases import Case, ImageView, Question, explain_cases
 from captum_transformer_attr.cli.kinds.image import image_scores
+from captum_transformer_attr.cli.printing import print_json
 from captum_transformer_attr.cli.progress import progress_bar
 from captum_transformer_attr.comparison import Method, element_scores, resolve
 from captum_transformer_attr.digit_scenes import DigitScenes, load_swin, load_vit, make_scenes
@@ -84,7 +85,7 @@ def run_demo(folder: Path, scene_count: int, seed: int, *, as_json: bool = False
         raise
     if as_json:
         tables = {t.title: {name: dict(zip(t.columns, v, strict=True)) for name, v in t.rows} for t in report.tables}
-        print(json.dumps(tables, indent=1))
+        print_json(json.dumps(tables, indent=1))
         return
     console = Console()
     for table in report.tables:
@@ -95,10 +96,18 @@ def run_demo(folder: Path, scene_count: int, seed: int, *, as_json: bool = False
 
 
 def _make_folder(folder: Path) -> bool:
-    """Make the folder; whether it was missing."""
+    """Make the folder; whether it was missing.
+
+    Raises:
+        OSError: naming the option and the path.
+    """
     if folder.is_dir():
         return False
-    folder.mkdir()
+    try:
+        folder.mkdir()
+    except OSError as error:
+        reason = "it is a file" if folder.exists() else error.strerror
+        raise OSError(f"--output {folder} cannot be made a folder: {reason}") from error
     return True
 
 

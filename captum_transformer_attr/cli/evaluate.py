@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from captum_transformer_attr.cli.printing import print_json
 from captum_transformer_attr.cli.progress import progress_bar
-from captum_transformer_attr.cli.values import split_commas, torch_device
+from captum_transformer_attr.cli.values import names_in, output_file, torch_device
 from captum_transformer_attr.comparison import resolve
 from captum_transformer_attr.datasets import (
     BoxedImages,
@@ -131,7 +132,10 @@ def run_evaluate(request: EvaluateRequest) -> None:
         OSError: if an output cannot be written.
     """
     methods = _methods(request)
-    files = {} if request.output is None else {kind: _with_suffix(request.output, kind) for kind in (".md", ".json")}
+    files = {}
+    if request.output is not None:
+        name = output_file("--output", request.output)
+        files = {kind: _with_suffix(name, kind) for kind in (".md", ".json")}
     for path in files.values():
         check_writable(path)
     given = (request.path, request.annotations, request.checkpoint, request.model)
@@ -162,21 +166,21 @@ def run_evaluate(request: EvaluateRequest) -> None:
         write_texts({files[".md"]: page, files[".json"]: content})
         print(f"wrote {files['.md']} and {files['.json']}", file=sys.stderr)
     if request.json:
-        print(content, end="")
+        print_json(content)
     else:
         _print(result)
 
 
 def _methods(request: EvaluateRequest) -> list[Any]:
     controls = {RANDOM: lambda: random_method(request.seed), CENTER: center_method}
-    named = split_commas(request.methods) or list(DEFAULT_METHODS)
+    named = names_in("--method", request.methods, DEFAULT_METHODS)
     return resolve([controls[name]() if name in controls else name for name in named])
 
 
 def _task(request: EvaluateRequest) -> Task:
     if request.data not in NAMES:
         raise InputError(f"data set {request.data!r} is unknown; known: {', '.join(NAMES)}")
-    metrics = tuple(split_commas(request.metrics))
+    metrics = tuple(names_in("--metric", request.metrics, ()))
     device = torch_device(request.device)
     if request.data == DIGITS:
         if request.model not in ("embedded", "embedded-swin"):

@@ -21,8 +21,9 @@ from captum_transformer_attr.cli.kinds.language import language_case
 from captum_transformer_attr.cli.kinds.pair import pair_case
 from captum_transformer_attr.cli.kinds.regions import region_cases
 from captum_transformer_attr.cli.kinds.text import text_case
+from captum_transformer_attr.cli.printing import print_json
 from captum_transformer_attr.cli.progress import progress_bar
-from captum_transformer_attr.cli.values import split_commas, torch_device
+from captum_transformer_attr.cli.values import names_in, output_file, torch_device
 from captum_transformer_attr.comparison import resolve
 from captum_transformer_attr.errors import InputError
 from captum_transformer_attr.loading import (
@@ -42,6 +43,7 @@ from captum_transformer_attr.loading.words import Merge
 from captum_transformer_attr.output_files import check_apart, check_writable, write_files
 from captum_transformer_attr.recording.targets import Contrast
 from captum_transformer_attr.visualization import Example, ImagePanel, Report, TextPanel, save_html, save_png
+from captum_transformer_attr.visualization.figures import missing_letters_note
 
 DEFAULT_METHODS = ("TransformerRelevance", "AttentionRelevance", "AttentionRollout")
 
@@ -75,10 +77,11 @@ def run_explain(request: ExplainRequest) -> None:
         InputError: for anything wrong with the options, files or the model.
         OSError: if an output cannot be written.
     """
-    methods = resolve(split_commas(request.methods) or DEFAULT_METHODS)
+    methods = resolve(names_in("--method", request.methods, DEFAULT_METHODS))
     if request.merge not in get_args(Merge):
         raise InputError(f"--merge must be one of {', '.join(get_args(Merge))}, not {request.merge!r}")
-    outputs = [path for path in (request.png, request.html) if path is not None]
+    named = {"--png": request.png, "--html": request.html}
+    outputs = [output_file(option, path) for option, path in named.items() if path is not None]
     for path in outputs:
         check_writable(path)
     check_apart(outputs, [*request.inputs, request.model, *filter(None, (request.checkpoint, request.labels))])
@@ -99,8 +102,7 @@ def run_explain(request: ExplainRequest) -> None:
     )
     _write(report, request)
     if request.json:
-        json.dump(as_json(request.model, cases, examples), sys.stdout)
-        print()
+        print_json(json.dumps(as_json(request.model, cases, examples)))
     else:
         _print(examples)
 
@@ -153,6 +155,9 @@ def _write(report: Report, request: ExplainRequest) -> None:
     write_files(writers)
     for path in writers:
         print(f"wrote {path}", file=sys.stderr)
+    missing = missing_letters_note(report) if request.png is not None else ""
+    if missing:
+        print(f"{request.png}: {missing}{'' if request.html else ' (--html)'}", file=sys.stderr)
 
 
 def as_json(model: str, cases: list[Case], examples: tuple[Example, ...]) -> dict[str, Any]:
@@ -162,6 +167,7 @@ def as_json(model: str, cases: list[Case], examples: tuple[Example, ...]) -> dic
         "examples": [
             {
                 "input": case.title,
+                "note": example.note,
                 "classes": [
                     {
                         "label": question.label,
@@ -213,6 +219,8 @@ def _print(examples: tuple[Example, ...]) -> None:
                 cells.append(Text(_strongest(words[0], label, example.methods[0])))
             table.add_row(*cells)
         console.print(table)
+        if example.note:
+            console.print(Text(example.note), style="dim", soft_wrap=True)
 
 
 def _strongest(panel: TextPanel, label: str, method: str, count: int = 5) -> str:

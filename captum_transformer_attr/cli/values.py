@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
@@ -38,6 +39,29 @@ def torch_device(name: str) -> torch.device:
 def split_commas(values: Sequence[str]) -> list[str]:
     """``["a,b", "c"]`` as ``["a", "b", "c"]``."""
     return [part.strip() for value in values for part in value.split(",") if part.strip()]
+
+
+def names_in(option: str, values: Sequence[str], default: Sequence[str]) -> list[str]:
+    """The names that an option lists, separated by commas or repeated; ``default`` where it is not given.
+
+    Raises:
+        InputError: if it is given and names nothing.
+    """
+    names = split_commas(values)
+    if values and not names:
+        raise InputError(f"{option} {values[0]!r} names nothing; leave it out for the default")
+    return names or list(default)
+
+
+def output_file(option: str, path: Path) -> Path:
+    """A path to write to.
+
+    Raises:
+        InputError: if it is empty.
+    """
+    if not path.name:
+        raise InputError(f"{option} needs the name of a file")
+    return path
 
 
 def _size(text: str | None) -> tuple[int, int] | None:

@@ -82,7 +82,7 @@ def load_hf(
         if checkpoint is not None:
             load_weights(model, checkpoint)
     else:
-        model = _pretrained(model_class, name, config)
+        model = _pretrained(model_class, name, config, class_count)
     sigmoid = "siglip" in config.model_type or getattr(config, "problem_type", None) == "multi_label_classification"
     common = (name, model.eval(), class_names_of(config), sigmoid)
     if kind in (ImageModel, DetectionModel):
@@ -144,15 +144,23 @@ def _takes(model_class: Any, kind: type[LoadedModel]) -> bool:
     return allowed and all(key in arguments for key in needed)
 
 
-def _pretrained(model_class: Any, name: str, config: Any) -> nn.Module:
+def _pretrained(model_class: Any, name: str, config: Any, class_count: int | None) -> nn.Module:
     try:
         with _quiet():
+            # Mismatches are ours to report: transformers' own error points to a table that is not shown.
             model, info = model_class.from_pretrained(
-                name, config=config, dtype=torch.float32, output_loading_info=True
+                name, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
             )
     except Exception as error:
         raise LoadingError(f"weights of {name} cannot be loaded: {first_line(error)}") from error
     # transformers would go on with random values here, and every explanation would be of noise.
+    if info["mismatched_keys"]:
+        key, stored, built = sorted(info["mismatched_keys"])[0]
+        cause = "" if class_count is None else f" with --num-classes {class_count}"
+        raise LoadingError(
+            f"weights of {name} do not fit {model_class.__name__}{cause}: "
+            f"{key} is {tuple(stored)} instead of {tuple(built)}"
+        )
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise LoadingError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from captum.attr import visualization as captum_visualization
 
-from captum_transformer_attr.visualization.colors import scale_of
+from captum_transformer_attr.visualization.colors import text_scale
 from captum_transformer_attr.visualization.report import Example, TextPanel
 
 
@@ -24,8 +24,7 @@ def text_records(example: Example, true_class: str = "") -> list[captum_visualiz
             continue
         for label, by_method in panel.scores.items():
             for method, scores in by_method.items():
-                scale = scale_of(scores)
-                largest = max(abs(scale.low), abs(scale.high)) or 1.0
+                largest = text_scale(scores).high or 1.0
                 records.append(
                     captum_visualization.VisualizationDataRecord(
                         word_attributions=torch.tensor(scores / largest),

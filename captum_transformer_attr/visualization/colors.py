@@ -3,6 +3,7 @@
 A map is drawn as *signed* when it has negative scores beyond rounding. Then red speaks for the class, blue against it,
 and the scale is symmetric around zero. Otherwise the scale runs from the map's smallest to its largest score, because
 several methods (attention rollout above all) add a constant to every token that says nothing about the input.
+Texts start at zero instead: of two words, the weaker one would always look like nothing at all.
 """
 
 from __future__ import annotations
@@ -46,26 +47,32 @@ class ColorScale:
             return np.full(scores.shape, 0.5 if self.signed else 0.0)
         return np.clip((np.asarray(scores, dtype=np.float64) - self.low) / (self.high - self.low), 0.0, 1.0)
 
-    def describe(self) -> str:
-        """The scale in words, e.g. for a caption."""
-        kind = "signed, symmetric around 0" if self.signed else "from the smallest to the largest score"
-        return f"{self.low:.3g} … {self.high:.3g} ({kind})"
-
 
 def scale_of(scores: FloatArray) -> ColorScale:
-    """The colour scale of one map or one sequence of scores."""
+    """The colour scale of one map."""
     values = np.asarray(scores, dtype=np.float64)
     if values.size == 0:
         return ColorScale(0.0, 0.0, signed=False)
-    largest = float(np.abs(values).max())
-    signed = bool((values < -ROUNDING * largest).any())
-    # Short sequences have no outliers to protect against: a percentile would only cut off their best token.
+    largest, signed = _magnitude(values)
+    # Small maps have no outliers to protect against: a percentile would only cut off their best place.
     many = values.size >= 400
     if signed:
         limit = float(np.percentile(np.abs(values), CLIP_PERCENTILE)) if many else largest
         return ColorScale(-limit, limit, signed=True)
     high = float(np.percentile(values, CLIP_PERCENTILE)) if many else float(values.max())
     return ColorScale(float(values.min()), max(high, float(values.min())), signed=False)
+
+
+def text_scale(scores: FloatArray) -> ColorScale:
+    """The colour scale of one sequence of scores: from 0, or symmetric around it, to the largest magnitude."""
+    largest, signed = _magnitude(np.asarray(scores, dtype=np.float64))
+    return ColorScale(-largest if signed else 0.0, largest, signed)
+
+
+def _magnitude(values: FloatArray) -> tuple[float, bool]:
+    """The largest magnitude, and whether there are negative scores beyond rounding."""
+    largest = float(np.abs(values).max(initial=0.0))
+    return largest, bool((values < -ROUNDING * largest).any())
 
 
 @cache

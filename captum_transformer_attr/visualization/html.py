@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from captum_transformer_attr.visualization.colors import ColorScale, palette, scale_of, text_color
+from captum_transformer_attr.visualization.colors import ColorScale, palette, scale_of, text_color, text_scale
 from captum_transformer_attr.visualization.report import (
     Example,
     FloatArray,
@@ -22,6 +22,7 @@ from captum_transformer_attr.visualization.report import (
     Report,
     Table,
     TextPanel,
+    visible,
 )
 
 LARGEST_PICTURE = 640
@@ -62,9 +63,9 @@ def breakable(name: str) -> Markup:
     return Markup("<wbr>").join(re.split("(?<=[a-z])(?=[A-Z])", name))
 
 
-def save_html(report: Report, path: Path) -> None:
+def save_html(report: Report, path: str | Path) -> None:
     """Write :func:`render_html` to a file."""
-    path.write_text(render_html(report), encoding="utf-8")
+    Path(path).write_text(render_html(report), encoding="utf-8")
 
 
 def _example(example: Example) -> dict[str, Any]:
@@ -128,13 +129,13 @@ def _map(method: str, scores: FloatArray, size: tuple[int, int]) -> dict[str, An
 
 
 def _colored_text(method: str, words: tuple[str, ...], scores: FloatArray) -> dict[str, Any]:
-    scale = scale_of(scores)
+    scale = text_scale(scores)
     tokens = []
     for token, score in zip(words, scores, strict=True):
         red, green, blue, alpha = text_color(float(score), scale)
         tokens.append(
             {
-                "text": token,
+                "text": visible(token),
                 "value": f"{float(score):+.4g}" if scale.signed else f"{float(score):.4g}",
                 "background": f"rgba({red}, {green}, {blue}, {alpha:.3f})",
                 "strong": alpha > 0.62,

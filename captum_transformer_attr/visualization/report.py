@@ -17,6 +17,17 @@ Box = tuple[float, float, float, float]
 """Left, top, right, bottom, as shares of the picture's width and height."""
 
 
+VISIBLE = {"\n": "↵", "\r": "↵", "\t": "⇥"}
+"""White space that would break a line or its columns -> what is shown instead."""
+
+
+def visible(token: str) -> str:
+    """A token as it is shown: in one line, and with a symbol where it is nothing but white space."""
+    if token.isspace():
+        return "".join(VISIBLE.get(letter, "␣") for letter in token)
+    return "".join(VISIBLE.get(letter, letter) for letter in token)
+
+
 def _checked(scores: Scores, panel: str) -> dict[str, dict[str, FloatArray]]:
     """A plain copy of ``scores`` whose classes all have the same methods and only finite values."""
     if not scores:

@@ -187,4 +187,4 @@ def _written(loaded: LanguageModel, title: str, encoded: EncodedText, full: dict
                 lambda attributions, label: np.concatenate([encoded.scores(attributions), written(attributions)]),
             )
         ]
-    return Case(title, questions, tuple(views), f"written: {loaded.tokenizer.decode(new)}")  # type: ignore[attr-defined]
+    return Case(title, questions, tuple(views), f"written: {loaded.tokenizer.decode(new)}{encoded.note()}")  # type: ignore[attr-defined]

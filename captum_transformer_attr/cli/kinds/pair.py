@@ -10,7 +10,7 @@ import torch
 from captum_transformer_attr.cli.cases import Case, ImageView, Question, TextView
 from captum_transformer_attr.cli.kinds.classes import model_scores
 from captum_transformer_attr.cli.kinds.image import image_scores
-from captum_transformer_attr.cli.kinds.text import encode
+from captum_transformer_attr.cli.kinds.text import encode, shortened
 from captum_transformer_attr.errors import InputError
 from captum_transformer_attr.loading import PairModel, read_image
 from captum_transformer_attr.loading.words import Merge
@@ -51,4 +51,5 @@ def pair_case(loaded: PairModel, path: str, texts: Sequence[str], device: torch.
             lambda attributions, label: encoded[label].scores(attributions),
         ),
     )
-    return Case(Path(path).name, questions, views)
+    notes = [f"{shortened(text)}{entry.note()}" for text, entry in encoded.items() if entry.cut]
+    return Case(Path(path).name, questions, views, ". ".join(notes))
