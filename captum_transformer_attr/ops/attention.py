@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from captum_transformer_attr.errors import UnsupportedOperationError
+from captum_transformer_attr.ops.shape import Join
 from captum_transformer_attr.recording import layout as lay
 from captum_transformer_attr.recording.node import Grads, Node
-from captum_transformer_attr.recording.recorder import Recorder
+from captum_transformer_attr.recording.recorder import Recorder, node_behind
 from captum_transformer_attr.recording.registry import handles
 from captum_transformer_attr.recording.tags import Tag, tag_of
 
@@ -58,6 +59,48 @@ class Attention(Node):
     def to_value(self, signal: Tensor) -> Grads:
         """A signal for the values only."""
         raise NotImplementedError
+
+
+def over_channels(recorder: Recorder, map_axes: tuple[set[str], set[str]], rows: int, value: Tag | None) -> bool:
+    """Whether an attention mixes no tokens: channels of all tokens (XCiT, DaViT), or what every token has of its own.
+
+    ``map_axes`` are the labels of the map's two axes, ``rows`` is the size of the first.
+    """
+    summed, kept = lay.last_axes(value.layout if value else None)
+    transposed = lay.FEATURE in summed and bool(kept) and lay.FEATURE not in kept
+    return transposed or within_tokens(recorder, map_axes, rows, value)
+
+
+def within_tokens(recorder: Recorder, map_axes: tuple[set[str], set[str]], rows: int, value: Tag | None) -> bool:
+    """Whether every token weighs what is its own (experts, layers, heads), and none reads another.
+
+    The values are known to have tokens among their leading axes and none on the one that is summed over; a query is
+    the token itself or one of its channels. Neighbours that were stacked beside a token are tokens, too.
+    """
+    found = lay.labels(value.layout if value else None)
+    if not any(map(lay.tokens, found[:-2])) or any(map(lay.tokens, (found[-2], map_axes[1]))):
+        return False
+    return (rows == 1 or lay.FEATURE in map_axes[0]) and not holds_neighbours(recorder, value)
+
+
+def holds_neighbours(recorder: Recorder, value: Tag | None) -> bool:
+    """Whether values were joined from one tensor in several places (rolled, padded and cut)."""
+    node = node_behind(recorder, value)
+    while node is not None and len(node.sources) == 1:
+        node = node_behind(recorder, node.sources[0])
+    if not isinstance(node, Join):
+        return False
+    origins = [origin_of_moved(recorder, source) for source in node.sources if source is not None]
+    return len(set(origins)) < len(origins)
+
+
+def origin_of_moved(recorder: Recorder, tag: Tag) -> int:
+    """Origin of the values that were only padded since."""
+    node = node_behind(recorder, tag)
+    while isinstance(node, Join) and len(node.sources) == 1 and node.sources[0] is not None:
+        tag = node.sources[0]
+        node = node_behind(recorder, tag)
+    return tag.origin
 
 
 class ValueProduct(Attention):
@@ -257,12 +300,14 @@ def run_fused(recorder: Recorder, node: FusedAttention, query: Tensor, key: Tens
     if layout is not None:
         last = values.layout[-1] if values and values.layout else lay.axis(lay.FEATURE, value.shape[-1])
         layout = (*layout[:-1], last)
-    node.key_tag = tag_of(key)
+    node.key_tag = keys = tag_of(key)
+    axes = lay.last_axes(rows.layout)[0], lay.last_axes(keys.layout if keys else None)[0]
+    node.over_channels = over_channels(recorder, axes, query.shape[-2], values)
     return recorder.run(
         node,
         *(t for t in operands if t.requires_grad),
         layout=layout,
-        attention=max(t.attention for t in found) + 1,
+        attention=max(t.attention for t in found) + (not node.over_channels),
         weighted=min(t.weighted for t in found) + 1,
-        carried=0,
+        carried=values.carried if values and node.over_channels else 0,
     )
