@@ -34,6 +34,7 @@ class MatMul(Node):
     b: Tensor
     y: Tensor
     factors: tuple[Tensor, ...] = ()  # the live operands
+    keeps_live = ("factors",)
 
     def __init__(self, values: int | None = None) -> None:
         self.values = values

@@ -37,6 +37,7 @@ class Product(Node):
     b: Tensor
     y: Tensor
     factors: tuple[Tensor, ...] = ()  # the live operands, if they have different shapes
+    keeps_live = ("factors",)
 
     def __init__(self, kind: str, signal: int | None, divide: bool = False) -> None:
         self.kind, self.signal, self.divide = kind, signal, divide

@@ -39,6 +39,7 @@ class Sum(Node):
     a: Tensor
     b: Tensor
     broadcast: tuple[Tensor, ...] = ()  # the live operands, if they have different shapes
+    keeps_live = ("broadcast", "branch")
 
     def __init__(self, a: Tag, b: Tag, attentions: int, some_rows: tuple[bool, bool] = (False, False)) -> None:
         self.tags, self.attentions = (a, b), attentions

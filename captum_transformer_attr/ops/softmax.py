@@ -20,6 +20,7 @@ class Softmax(LocalNode):
     label = "softmax"
     logits: Tensor | None = None
     dim: int = -1
+    keeps_live = ("logits",)
 
     def gradient(self, g: Tensor) -> Grads:
         (back,) = super().gradient(g)

@@ -30,6 +30,7 @@ class Exponential(Elementwise):
     label = "exponential"
     power: Tensor
     base: float = math.e
+    keeps_live = ("power",)
 
     def exponent(self, recorder: Recorder) -> Tensor:
         """The live logarithm of the exponential."""
@@ -69,17 +70,19 @@ def written_softmax(recorder: Recorder, numerator: Tensor, total: Tensor, divide
     axes = [i for i, (a, b) in enumerate(zip(numerator.shape, total.shape, strict=False)) if a != 1 == b]
     if exponential is None or numerator.ndim != total.ndim or len(axes) != 1:
         return None
-    dim, constant = axes[0], False
+    dim, sink = axes[0], numerator.new_zeros(())
     node = node_behind(recorder, tag_of(total))
     while isinstance(node, ConstantSum) or (isinstance(node, Elementwise) and not isinstance(node, Exponential)):
-        constant |= isinstance(node, ConstantSum)
+        sink = sink + node.constant if isinstance(node, ConstantSum) else sink
         node = node_behind(recorder, node.sources[0])
     if not isinstance(node, Pool) or node_behind(recorder, node.sources[0]) is not node_of(numerator):
         return None
-    e, divisor = numerator.detach(), total.detach() if divide else 1 / total.detach()
-    sink = divisor - e.sum(dim, keepdim=True)
-    if not constant and not torch.allclose(sink, torch.zeros_like(sink), atol=1e-5 * float(divisor.abs().max())):
-        return None  # not their sum
+    # What stands between (a reciprocal, a lower bound, roots) counts by its value.
+    divisor = total.detach() if divide else 1 / total.detach()
+    wanted = numerator.detach().sum(dim, keepdim=True) + sink
+    if not torch.allclose(divisor, wanted, atol=1e-5 * float(divisor.abs().max())):
+        return None
+    constant = bool(sink.any())
     exponents = exponential.exponent(recorder)
     exponents = exponents if constant else unshifted(exponents, dim)
     if hidden is not None:

@@ -203,6 +203,7 @@ class Recorder(TorchFunctionMode):
         self.edges[new.origin] = GradientEdge(out.grad_fn, out.output_nr)  # type: ignore[arg-type]
         self.made[out.grad_fn] = new
         self.writes.keep_constants(node)
+        self.writes.keep_live(node)
         if node.captured:
             self.captured[node] = out
         setattr(out, tags.ATTRIBUTE, new)
