@@ -1,8 +1,10 @@
 """Softmaxes that a model writes out in uncommon ways: what is one, and what only looks like one."""
 
+import functools
+
 import pytest
 import torch
-from test_home_made import TOKENS, Attention, C, Fused, H, Take, block, split_heads
+from test_home_made import TOKENS, Attention, C, Fused, H, N, Take, block, split_heads
 from tiny_models import randomise
 from torch import nn
 
@@ -53,13 +55,16 @@ NO_SOFTMAX = {
     "root and a guard": lambda e: e / (e.sum(-1, keepdim=True).sqrt() + 1e-6),
     "logarithm and one": lambda e: e / (1 + e.sum(-1, keepdim=True).log1p()),
     "another axis": lambda e: e / (e.sum(-2, keepdim=True).mT + 1),
+    "those of others": lambda e: e.mT / e.sum(-1, keepdim=True),
 }
 
 
 @pytest.mark.parametrize("name", NO_SOFTMAX)
 def test_a_divisor_that_is_no_sum_makes_no_softmax(name):
     model = two_blocks(lambda: Written(lambda scores: NO_SOFTMAX[name](scores.exp())))
-    with pytest.raises(UnsupportedModelError, match="no softmax attention"):
+    with pytest.raises(
+        UnsupportedModelError, match="no softmax attention .*the exponential in module '0.0.inner.1' is"
+    ):
         AttentionRelevance(model).attribute(TOKENS, 1)
 
 
@@ -83,6 +88,106 @@ def test_gradients_of_maps_with_a_sink(name):
     for record, a, g in zip(records, maps, gradients, strict=True):
         torch.testing.assert_close(record.attention, a.detach(), rtol=1e-9, atol=1e-12)
         torch.testing.assert_close(record.gradient, g, rtol=1e-9, atol=1e-12)
+
+
+# ---------------------------------------------------------------------- masks and sinks of exponentials
+LATER = torch.ones(N, N, dtype=torch.bool).triu(1)
+
+
+class Causal(Attention):
+    def mix(self, q, k, v):
+        q, k, v = split_heads(q, k, v)
+        return nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
+
+
+def shares(e):
+    return e / e.sum(-1, keepdim=True)
+
+
+def hidden_in_place(e):
+    e.masked_fill_(LATER, 0)
+    return shares(e)
+
+
+HIDDEN = {
+    "masked_fill": lambda e: shares(e.masked_fill(LATER, 0.0)),
+    "masked_fill in place": hidden_in_place,
+    "where": lambda e: shares(torch.where(LATER, 0.0, e)),
+    "where, the other way round": lambda e: shares(torch.where(~LATER, e, torch.zeros((), dtype=e.dtype))),
+    "lower triangle": lambda e: shares(e.tril()),
+    "grouped, then hidden": lambda e: shares(e.flatten(0, 1).masked_fill(LATER, 0)).unflatten(0, e.shape[:2]),
+    "hidden, then grouped": lambda e: shares(e.tril().flatten(0, 1)[:, None]).reshape(e.shape),
+    "hidden twice": lambda e: shares(e.masked_fill(LATER, 0) * (~LATER).to(e.dtype)),
+}
+SHIFTS = {
+    "": lambda scores: scores,
+    "less the maximum": lambda scores: scores - scores.amax(-1, keepdim=True),
+}
+
+
+@pytest.mark.parametrize("shift", SHIFTS)
+@pytest.mark.parametrize("name", HIDDEN)
+def test_exponentials_hidden_by_zeros(name, shift):
+    """The causal attention."""
+    same_as(lambda scores: HIDDEN[name](SHIFTS[shift](scores).exp()), Causal)
+
+
+def test_grouped_exponentials():
+    same_as(lambda scores: shares(SHIFTS["less the maximum"](scores).exp().flatten(0, 1)).view_as(scores), Fused)
+
+
+def test_upper_triangle():
+    def plain():
+        return Written(lambda scores: scores.masked_fill(LATER.mT, -torch.inf).softmax(-1))
+
+    same_as(lambda scores: shares(scores.exp().triu()), plain)
+
+
+class ZeroKey(Attention):
+    """A further key with a score and a value of zero (softmax1)."""
+
+    def mix(self, q, k, v):
+        q, k, v = split_heads(q, k, v)
+        scores = nn.functional.pad(q @ k.mT / (C // H) ** 0.5, (0, 1))
+        return (scores.softmax(-1)[..., :-1] @ v).transpose(1, 2).flatten(2)
+
+
+def stable_sink(scores):
+    largest = scores.amax(-1, keepdim=True)
+    e = (scores - largest).exp()
+    return e / ((-largest).exp() + e.sum(-1, keepdim=True))
+
+
+def stable_sink_reversed(scores):
+    largest = scores.max(-1, keepdim=True)[0]
+    e = torch.exp(scores - largest)
+    return e / (e.sum(-1, keepdim=True) + torch.exp(-largest))
+
+
+@pytest.mark.parametrize("weigh", [stable_sink, stable_sink_reversed])
+def test_stable_softmax_with_a_sink(weigh):
+    same_as(weigh, ZeroKey)
+
+
+def test_another_exponential_in_the_divisor_makes_no_softmax():
+    def weigh(scores):
+        e = (scores - scores.amax(-1, keepdim=True)).exp()
+        return e / ((-scores.amin(-1, keepdim=True)).exp() + e.sum(-1, keepdim=True))
+
+    with pytest.raises(UnsupportedModelError, match="no softmax attention"):
+        AttentionRelevance(two_blocks(lambda: Written(weigh))).attribute(TOKENS, 1)
+
+
+def test_large_scores_with_a_sink():
+    """What a sink is added to does not overflow where the model's own form does not."""
+    models = [two_blocks(lambda: Written(lambda scores: stable_sink(scores * 1e4))), two_blocks(Huge)]
+    got, want = (AttentionRelevance(model).attribute(TOKENS, 1) for model in models)
+    torch.testing.assert_close(got, want, rtol=1e-7, atol=1e-9)
+
+
+class Huge(ZeroKey):
+    def mix(self, q, k, v):
+        return super().mix(q * 1e4, k, v)
 
 
 # ---------------------------------------------------------------------- written into the scores themselves
@@ -142,12 +247,16 @@ def doubled_exponentials(scores):
     return e / (2 * scores.exp().sum(-1, keepdim=True))
 
 
+APART = {
+    doubled: lambda scores: scores.softmax(-1) * 2,
+    doubled_exponentials: lambda scores: scores.exp() * 2 / (2 * scores.exp().sum(-1, keepdim=True)),
+}
+
+
 @pytest.mark.parametrize("rules", ["deep_taylor", "attnlrp", "cp", "libra"])
-@pytest.mark.parametrize("weigh", [doubled, doubled_exponentials])
+@pytest.mark.parametrize("weigh", APART)
 def test_results_that_the_model_writes_into(weigh, rules):
     """What the gradient of a function needs of its result is kept."""
-    apart = {doubled: lambda s: s.softmax(-1) * 2}.get(weigh, lambda s: s.exp() * 2 / (2 * s.exp().sum(-1, keepdim=True)))
-    got, want = (
-        TransformerLRP(two_blocks(lambda: Written(w)), rules=rules).attribute(TOKENS, 1) for w in (weigh, apart)
-    )
+    models = [two_blocks(functools.partial(Written, w)) for w in (weigh, APART[weigh])]
+    got, want = (TransformerLRP(model, rules=rules).attribute(TOKENS, 1) for model in models)
     torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)

@@ -105,7 +105,7 @@ def node_at(grad_fn: Any) -> Node | None:
 def stands_for(tensor: Tensor, node: Node | None) -> None:
     """Note that a tensor that torch itself made (a copy) is the result of this operation."""
     if node is not None and tensor.grad_fn is not None:
-        tensor.grad_fn.metadata[WRITTEN] = node
+        tensor.grad_fn.metadata[WRITTEN] = node  # type: ignore[index]
 
 
 class Record(torch.autograd.Function):
