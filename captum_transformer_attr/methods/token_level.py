@@ -124,7 +124,7 @@ class TokenAttribution(TransformerAttribution):
 def softmax_found(recording: Recording) -> str:
     """What a model without attention over tokens has instead, and where."""
     for kind, what, meaning in (
-        (Attention, "softmax", "is over channels or within tokens"),
+        (Attention, "softmax", "is over channels"),
         (Softmax, "softmax", "makes no map of queries and keys"),
         (Exponential, "exponential", "is divided by no sum that makes it a softmax"),
     ):
