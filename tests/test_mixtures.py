@@ -65,6 +65,41 @@ class SharedProjection(Experts):
         return self.head(self.second(x + self.weighted(self.router(x).softmax(-1), answers)).mean(1))
 
 
+class Buffered(Experts):
+    """The experts' outputs are written into place."""
+
+    def forward(self, x):
+        x = self.first(x)
+        answers = torch.zeros(*x.shape[:2], 3, C, dtype=x.dtype)
+        for i, expert in enumerate(self.experts):
+            answers[:, :, i] = F.gelu(expert(x))
+        return self.head(self.second(x + self.weighted(self.router(x).softmax(-1), answers)).mean(1))
+
+
+class Sorted(Experts):
+    """Every expert answers the rows that chose it, of the whole batch; answers go back to their rows."""
+
+    def forward(self, x):
+        x = self.first(x)
+        weights, chosen = self.router(x).softmax(-1).topk(2, -1)
+        order = chosen.flatten().argsort(stable=True)
+        parts = x.flatten(0, 1)[order // 2].split(chosen.flatten().bincount(minlength=3).tolist())
+        rows = torch.cat([F.gelu(expert(part)) for expert, part in zip(self.experts, parts, strict=True)])
+        answers = torch.empty_like(rows)
+        answers[order] = rows
+        return self.head(self.second(x + self.weighted(weights, answers.view(*x.shape[:2], 2, C))).mean(1))
+
+
+class Batched(Experts):
+    """All experts in one product over the rows of the whole batch."""
+
+    def forward(self, x):
+        x = self.first(x)
+        weight, bias = (torch.stack([getattr(e, name) for e in self.experts]) for name in ("weight", "bias"))
+        answers = F.gelu(torch.einsum("tc,edc->ted", x.flatten(0, 1), weight) + bias).view(*x.shape[:2], 3, C)
+        return self.head(self.second(x + self.weighted(self.router(x).softmax(-1), answers)).mean(1))
+
+
 class Depth(Experts):
     """Every token weighs what it was after each layer by a learned query."""
 
@@ -87,7 +122,7 @@ def relations(model, maps):
 
 
 @pytest.mark.parametrize("form", WEIGHTED)
-@pytest.mark.parametrize("kind", [Experts, SharedProjection])
+@pytest.mark.parametrize("kind", [Experts, SharedProjection, Buffered, Sorted, Batched])
 def test_experts_are_no_attention(kind, form):
     """Ā_2 Ā_1 + Ā_2 + Ā_1 (eq. 6), read by the mean over tokens."""
     model = randomise(kind(WEIGHTED[form]).double())
@@ -114,6 +149,34 @@ def test_relevance_does_not_depend_on_how_a_mixture_is_written(kind, form, rules
         for name in (form, "sum of products")
     )
     torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("rules", ["deep_taylor", "cp"])
+def test_experts_in_one_product_are_experts(rules):
+    """Their biases are biases, also where examples and tokens share an axis."""
+    got, want = (
+        TransformerLRP(randomise(kind(WEIGHTED["einsum"]).double()), rules=rules).attribute(TOKENS, 1)
+        for kind in (Batched, Experts)
+    )
+    torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
+
+
+class DynamicConvolution(Experts):
+    """Kernels that every token predicts by itself (Wu et al. 2019; ConvBERT) weigh its neighbours."""
+
+    def forward(self, x):
+        x = self.first(x)
+        around = F.unfold(x.mT[..., None], (3, 1), padding=(1, 0)).mT.unflatten(-1, (C, 3))
+        kernel = self.router(x).softmax(-1)
+        return self.head(self.second(x + (around @ kernel[..., None])[..., 0]).mean(1))
+
+
+def test_a_predicted_kernel_is_no_map():
+    """It is a local branch; the maps' gradients go through it."""
+    model = randomise(DynamicConvolution(None).double())
+    first, second = relations(model, (model.first, model.second))
+    want = ((second + EYE) @ (first + EYE) - EYE).mean(1)
+    torch.testing.assert_close(AttentionRelevance(model).attribute_tokens(TOKENS, 1), want, rtol=1e-9, atol=1e-12)
 
 
 class HeadsOfAToken(SelfAttention):

@@ -61,26 +61,30 @@ class Attention(Node):
         raise NotImplementedError
 
 
-def over_channels(recorder: Recorder, map_axes: tuple[set[str], set[str]], rows: int, value: Tag | None) -> bool:
+def over_channels(recorder: Recorder, weights: lay.Layout | None, rows: int, value: Tag | None) -> bool:
     """Whether an attention mixes no tokens: channels of all tokens (XCiT, DaViT), or what every token has of its own.
 
-    ``map_axes`` are the labels of the map's two axes, ``rows`` is the size of the first.
+    ``weights`` is the layout of its map, ``rows`` the size of the map's last but one axis.
     """
     summed, kept = lay.last_axes(value.layout if value else None)
     transposed = lay.FEATURE in summed and bool(kept) and lay.FEATURE not in kept
-    return transposed or within_tokens(recorder, map_axes, rows, value)
+    return transposed or within_tokens(recorder, weights, rows, value)
 
 
-def within_tokens(recorder: Recorder, map_axes: tuple[set[str], set[str]], rows: int, value: Tag | None) -> bool:
+def within_tokens(recorder: Recorder, weights: lay.Layout | None, rows: int, value: Tag | None) -> bool:
     """Whether every token weighs what is its own (experts, layers, heads), and none reads another.
 
-    The values are known to have tokens among their leading axes and none on the one that is summed over; a query is
-    the token itself or one of its channels. Neighbours that were stacked beside a token are tokens, too.
+    The query is the token itself or one of its channels. Either its weights are channels, too (a router), or the values
+    are known to have tokens among their leading axes and none on the one that is summed over. Neighbours that were
+    stacked beside a token are tokens, too.
     """
+    queries, keys = lay.last_axes(weights)
+    if rows == 1 and lay.FEATURE in keys and any(map(lay.tokens, lay.labels(weights)[:-2])):
+        return True
     found = lay.labels(value.layout if value else None)
-    if not any(map(lay.tokens, found[:-2])) or any(map(lay.tokens, (found[-2], map_axes[1]))):
+    if not any(map(lay.tokens, found[:-2])) or lay.tokens(found[-2] | keys):
         return False
-    return (rows == 1 or lay.FEATURE in map_axes[0]) and not holds_neighbours(recorder, value)
+    return (rows == 1 or lay.FEATURE in queries) and not holds_neighbours(recorder, value)
 
 
 def holds_neighbours(recorder: Recorder, value: Tag | None) -> bool:
@@ -301,8 +305,8 @@ def run_fused(recorder: Recorder, node: FusedAttention, query: Tensor, key: Tens
         last = values.layout[-1] if values and values.layout else lay.axis(lay.FEATURE, value.shape[-1])
         layout = (*layout[:-1], last)
     node.key_tag = keys = tag_of(key)
-    axes = lay.last_axes(rows.layout)[0], lay.last_axes(keys.layout if keys else None)[0]
-    node.over_channels = over_channels(recorder, axes, query.shape[-2], values)
+    weights = (*rows.layout[:-1], keys.layout[-2]) if rows.layout and keys and keys.layout else None
+    node.over_channels = over_channels(recorder, weights, query.shape[-2], values)
     return recorder.run(
         node,
         *(t for t in operands if t.requires_grad),

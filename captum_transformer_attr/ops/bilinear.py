@@ -87,7 +87,7 @@ def matmul(recorder: Recorder, a: Tensor, b: Tensor) -> Any:
     if all(weights) and is_map(b, tb):
         # A map of a map (two steps of attention at once) is a map, that values may be multiplied with.
         return recorder.run(MatMul(), a, b, layout=layout, weighted=weighted, role=tags.PROBABILITY)
-    if weights[0] and a.shape[-2] == 1 and within_tokens(recorder, lay.last_axes(ta.layout if ta else None), 1, tb):
+    if weights[0] and a.shape[-2] == 1 and within_tokens(recorder, ta.layout if ta else None, 1, tb):
         return mixture(recorder, a, b)
     if weights[0]:
         return attend(recorder, ValueProduct(), a, b, layout, weighted)
@@ -127,7 +127,7 @@ def attend(
     """Attention times values. Attention over channels (XCiT, DaViT) mixes no tokens and does not count as one."""
     tag = tag_of(value)
     p = tag_of(probability)
-    node.over_channels = over_channels(recorder, lay.last_axes(p.layout if p else None), probability.shape[-2], tag)
+    node.over_channels = over_channels(recorder, p.layout if p else None, probability.shape[-2], tag)
     node.key_tag = tag
     depth = max(t.attention for t in (p, tag) if t)
     carried = tag.carried if tag and node.over_channels else 0
