@@ -20,6 +20,7 @@ from captum_transformer_attr.methods.records import AttentionRecords, collect_re
 from captum_transformer_attr.methods.scored import Scored
 from captum_transformer_attr.ops.attention import Attention
 from captum_transformer_attr.ops.softmax import Softmax
+from captum_transformer_attr.ops.written_softmax import Exponential
 from captum_transformer_attr.recording.node import Node
 from captum_transformer_attr.recording.outputs import OutputChoice
 from captum_transformer_attr.recording.session import Recording
@@ -132,11 +133,12 @@ def refuse_without_attention(recording: Recording) -> None:
 
 def softmax_found(recording: Recording) -> str:
     """What a model without attention over tokens has instead, and where."""
-    for kind, meaning in (
-        (Attention, "is over channels"),
-        (Softmax, "makes no map of queries and keys"),
+    for kind, what, meaning in (
+        (Attention, "softmax", "is over channels"),
+        (Softmax, "softmax", "makes no map of queries and keys"),
+        (Exponential, "exponential", "is divided by no sum that makes it a softmax"),
     ):
         paths = [node.path for node in recording.recorder.nodes if isinstance(node, kind)]
         if paths:
-            return f" (the softmax in module '{paths[0]}' {meaning})"
+            return f" (the {what} in module '{paths[0]}' {meaning})"
     return ""

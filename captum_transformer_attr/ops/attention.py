@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from captum_transformer_attr.errors import UnsupportedOperationError
+from captum_transformer_attr.ops.shape import Join
 from captum_transformer_attr.recording import layout as lay
 from captum_transformer_attr.recording.node import Grads, Node
-from captum_transformer_attr.recording.recorder import Recorder
+from captum_transformer_attr.recording.recorder import Recorder, node_behind
 from captum_transformer_attr.recording.registry import handles
 from captum_transformer_attr.recording.tags import Tag, tag_of
 
@@ -58,6 +59,52 @@ class Attention(Node):
     def to_value(self, signal: Tensor) -> Grads:
         """A signal for the values only."""
         raise NotImplementedError
+
+
+def over_channels(recorder: Recorder, weights: lay.Layout | None, rows: int, value: Tag | None) -> bool:
+    """Whether an attention mixes no tokens: channels of all tokens (XCiT, DaViT), or what every token has of its own.
+
+    ``weights`` is the layout of its map, ``rows`` the size of the map's last but one axis.
+    """
+    summed, kept = lay.last_axes(value.layout if value else None)
+    transposed = lay.FEATURE in summed and bool(kept) and lay.FEATURE not in kept
+    return transposed or within_tokens(recorder, weights, rows, value)
+
+
+def within_tokens(recorder: Recorder, weights: lay.Layout | None, rows: int, value: Tag | None) -> bool:
+    """Whether every token weighs what is its own (experts, layers, heads), and none reads another.
+
+    The query is the token itself or one of its channels. Either its weights are channels, too (a router), or the values
+    are known to have tokens among their leading axes and none on the one that is summed over. Neighbours that were
+    stacked beside a token are tokens, too.
+    """
+    queries, keys = lay.last_axes(weights)
+    if rows == 1 and lay.FEATURE in keys and any(map(lay.tokens, lay.labels(weights)[:-2])):
+        return True
+    found = lay.labels(value.layout if value else None)
+    if not any(map(lay.tokens, found[:-2])) or lay.tokens(found[-2] | keys):
+        return False
+    return (rows == 1 or lay.FEATURE in queries) and not holds_neighbours(recorder, value)
+
+
+def holds_neighbours(recorder: Recorder, value: Tag | None) -> bool:
+    """Whether values were joined from one tensor in several places (rolled, padded and cut)."""
+    node = node_behind(recorder, value)
+    while node is not None and len(node.sources) == 1:
+        node = node_behind(recorder, node.sources[0])
+    if not isinstance(node, Join):
+        return False
+    origins = [origin_of_moved(recorder, source) for source in node.sources if source is not None]
+    return len(set(origins)) < len(origins)
+
+
+def origin_of_moved(recorder: Recorder, tag: Tag) -> int:
+    """Origin of the values that were only padded since."""
+    node = node_behind(recorder, tag)
+    while isinstance(node, Join) and len(node.sources) == 1 and node.sources[0] is not None:
+        tag = node.sources[0]
+        node = node_behind(recorder, tag)
+    return tag.origin
 
 
 class ValueProduct(Attention):
@@ -257,12 +304,14 @@ def run_fused(recorder: Recorder, node: FusedAttention, query: Tensor, key: Tens
     if layout is not None:
         last = values.layout[-1] if values and values.layout else lay.axis(lay.FEATURE, value.shape[-1])
         layout = (*layout[:-1], last)
-    node.key_tag = tag_of(key)
+    node.key_tag = keys = tag_of(key)
+    weights = (*rows.layout[:-1], keys.layout[-2]) if rows.layout and keys and keys.layout else None
+    node.over_channels = over_channels(recorder, weights, query.shape[-2], values)
     return recorder.run(
         node,
         *(t for t in operands if t.requires_grad),
         layout=layout,
-        attention=max(t.attention for t in found) + 1,
+        attention=max(t.attention for t in found) + (not node.over_channels),
         weighted=min(t.weighted for t in found) + 1,
-        carried=0,
+        carried=values.carried if values and node.over_channels else 0,
     )

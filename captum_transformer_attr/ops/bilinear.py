@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_transformer_attr.ops.attention import ValueProduct
+from captum_transformer_attr.ops.attention import ValueProduct, over_channels, within_tokens
 from captum_transformer_attr.ops.linear import constant_product
 from captum_transformer_attr.recording import layout as lay
 from captum_transformer_attr.recording import tags
@@ -34,6 +34,7 @@ class MatMul(Node):
     b: Tensor
     y: Tensor
     factors: tuple[Tensor, ...] = ()  # the live operands
+    keeps_live = ("factors",)
 
     def __init__(self, values: int | None = None) -> None:
         self.values = values
@@ -86,6 +87,8 @@ def matmul(recorder: Recorder, a: Tensor, b: Tensor) -> Any:
     if all(weights) and is_map(b, tb):
         # A map of a map (two steps of attention at once) is a map, that values may be multiplied with.
         return recorder.run(MatMul(), a, b, layout=layout, weighted=weighted, role=tags.PROBABILITY)
+    if weights[0] and a.shape[-2] == 1 and within_tokens(recorder, ta.layout if ta else None, 1, tb):
+        return mixture(recorder, a, b)
     if weights[0]:
         return attend(recorder, ValueProduct(), a, b, layout, weighted)
     pooled = [t is not None and t.role == tags.POOLED for t in (ta, tb)]
@@ -105,6 +108,13 @@ def is_map(tensor: Tensor, tag: Tag | None) -> bool:
     return tensor.shape[-2] == tensor.shape[-1] and not (found and lay.FEATURE in found[-1])
 
 
+def mixture(recorder: Recorder, weights: Tensor, value: Tensor) -> Tensor:
+    """One row of weights per token, times the token's own values, as the sum of gated values that it is."""
+    lead = lay.broadcast_shape(weights.shape[:-2], value.shape[:-2])
+    with recorder:
+        return (value.expand(*lead, *value.shape[-2:]) * weights.mT).sum(-2, keepdim=True)
+
+
 def of_features(layout: lay.Layout | None) -> bool:
     """Whether a product's rows are tokens and its columns features: then it is no score of any token for another."""
     found = lay.labels(layout)
@@ -116,9 +126,8 @@ def attend(
 ) -> Tensor:
     """Attention times values. Attention over channels (XCiT, DaViT) mixes no tokens and does not count as one."""
     tag = tag_of(value)
-    found = lay.labels(tag.layout) if tag else []
-    node.over_channels = bool(found) and lay.FEATURE in found[-2] and bool(found[-1]) and lay.FEATURE not in found[-1]
     p = tag_of(probability)
+    node.over_channels = over_channels(recorder, p.layout if p else None, probability.shape[-2], tag)
     node.key_tag = tag
     depth = max(t.attention for t in (p, tag) if t)
     carried = tag.carried if tag and node.over_channels else 0

@@ -37,6 +37,7 @@ class Product(Node):
     b: Tensor
     y: Tensor
     factors: tuple[Tensor, ...] = ()  # the live operands, if they have different shapes
+    keeps_live = ("factors",)
 
     def __init__(self, kind: str, signal: int | None, divide: bool = False) -> None:
         self.kind, self.signal, self.divide = kind, signal, divide
@@ -77,6 +78,11 @@ def meaning(a: Tag, b: Tag, left: Tensor, right: Tensor) -> tuple[str, int | Non
     if common_root(a, b) >= 0:
         # f(x) = x · gate(x): the operand closer to x is the content.
         return ACTIVATION, 0 if a.role not in (tags.GATE, tags.ACTIVATED) or b.role in (tags.GATE,) else 1
+    for position, (weights, gate, shape) in enumerate(((a, b, left.shape), (b, a, right.shape))):
+        # A gate for every entry, row, column or head of a map, not what the weights of a mixture are multiplied with.
+        gated = weights.role == tags.PROBABILITY and gate.role in (tags.GATE, tags.ACTIVATED)
+        if gated and shape == lay.broadcast_shape(left.shape, right.shape):
+            return GATED, position
     for gates in ((tags.PROBABILITY,), (tags.GATE,), (tags.ACTIVATED,)):
         found = [t.role in gates for t in (a, b)]
         if found[0] != found[1]:
@@ -99,11 +105,12 @@ def product(recorder: Recorder, a: Tensor, b: Tensor, divide: bool = False) -> T
     shape = lay.broadcast_shape(a.shape, b.shape)
     layout = lay.broadcast([(ta.layout, a.shape), (tb.layout, b.shape)], shape)
     roles = {ta.role, tb.role}
+    scaled_map = signal is not None and (ta, tb)[signal].role == tags.PROBABILITY and (divide or len(roles) == 2)
     role = (
         tags.STATISTIC
         if roles == {tags.STATISTIC} or (divide and ta.role == tags.STATISTIC)
         else tags.PROBABILITY
-        if ta.role == tags.PROBABILITY and divide
+        if scaled_map
         else tags.PLAIN
     )
     if divide and ta.role == tags.SCORES:

@@ -39,6 +39,7 @@ class Sum(Node):
     a: Tensor
     b: Tensor
     broadcast: tuple[Tensor, ...] = ()  # the live operands, if they have different shapes
+    keeps_live = ("broadcast", "branch")
 
     def __init__(self, a: Tag, b: Tag, attentions: int, some_rows: tuple[bool, bool] = (False, False)) -> None:
         self.tags, self.attentions = (a, b), attentions
@@ -150,7 +151,7 @@ def is_bias(constant: Tensor, shape: torch.Size, layout: lay.Layout | None) -> b
     tokens = [
         i - len(shape)
         for i, (label, size) in enumerate(zip(found, shape, strict=False))
-        if size > 1 and not label & {lay.BATCH, lay.FEATURE}
+        if size > 1 and label - {lay.BATCH} and lay.FEATURE not in label
     ]
     varies = any(constant.ndim >= -i and constant.shape[i] > 1 for i in tokens)
     return bool(tokens) and not varies

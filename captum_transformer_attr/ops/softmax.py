@@ -20,6 +20,7 @@ class Softmax(LocalNode):
     label = "softmax"
     logits: Tensor | None = None
     dim: int = -1
+    keeps_live = ("logits",)
 
     def gradient(self, g: Tensor) -> Grads:
         (back,) = super().gradient(g)
@@ -39,12 +40,18 @@ def softmax_of(recorder: Recorder, input: Tensor, dim: int, dtype: Any = None) -
 
 def unshifted(input: Tensor, dim: int) -> Tensor:
     """``x`` where the input is ``x + c`` with a live ``c`` that is constant along ``dim``."""
+    apart = shift_of(input, dim)
+    return input if apart is None else unshifted(apart[0], dim)
+
+
+def shift_of(input: Tensor, dim: int) -> tuple[Tensor, Tensor] | None:
+    """``x`` and ``c`` of such a sum; None if the input is none."""
     operands = getattr(node_of(input), "broadcast", ())
     for x, c in (operands, operands[::-1]) if operands else ():
         axis = dim % input.ndim - input.ndim
         if x.shape == input.shape and (c.ndim < -axis or c.shape[axis] == 1 != x.shape[axis]):
-            return unshifted(x, dim)
-    return input
+            return x, c
+    return None
 
 
 def log_softmax_of(recorder: Recorder, input: Tensor, dim: int, dtype: Any = None) -> Tensor:

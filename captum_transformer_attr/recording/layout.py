@@ -227,8 +227,19 @@ def grid(layout: Layout | None, name: str) -> tuple[int, ...]:
 
 def is_map(layout: Layout | None) -> bool:
     """Whether the last two axes hold the same tokens, as queries and keys."""
-    tokens = [{label for label in found if label not in (BATCH, FEATURE, MIXED)} for found in labels(layout)[-2:]]
-    return len(tokens) == 2 and bool(tokens[0] & tokens[1])
+    rows, columns = last_axes(layout)
+    return tokens(rows & columns)
+
+
+def last_axes(layout: Layout | None) -> tuple[set[str], set[str]]:
+    """Labels of the last two axes; empty if the layout was lost."""
+    found = labels(layout)
+    return (found[-2], found[-1]) if len(found) > 1 else (set(), set())
+
+
+def tokens(found: set[str]) -> bool:
+    """Whether an axis with these labels is known to hold tokens."""
+    return bool(found - {BATCH, FEATURE, MIXED})
 
 
 def shape(layout: Layout) -> tuple[int, ...]:

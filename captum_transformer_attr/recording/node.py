@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 Grads = tuple["Tensor | None", ...]
 
+WRITTEN = "_captum_transformer_attr_written"  # on an autograd node: whose result the tensor holds
+
 
 class LayoutLostError(Exception):
     """The examples of a batch cannot be told apart: explain them one by one. Never leaves the package."""
@@ -34,6 +36,8 @@ class Node:
     label: str = "operation"
     # Whether the recorder keeps the live output, so that the signal arriving there can be asked for.
     captured: ClassVar[bool] = False
+    # Attributes that hold live operands as they are, a tensor or several.
+    keeps_live: ClassVar[tuple[str, ...]] = ()
     recorder: Recorder
     path: str
     index: int
@@ -88,9 +92,20 @@ class Node:
 
 
 def node_of(tensor: Tensor) -> Node | None:
-    """The recorded operation that gave exactly this tensor, no view of it."""
-    node = getattr(tensor.grad_fn, "node", None)
+    """The recorded operation that gave exactly this tensor, no view of it, or whose result was written over it."""
+    return None if tensor.grad_fn is None else node_at(tensor.grad_fn)
+
+
+def node_at(grad_fn: Any) -> Node | None:
+    """The same of an autograd node."""
+    node = getattr(grad_fn, "node", None) or grad_fn.metadata.get(WRITTEN)
     return node if isinstance(node, Node) else None
+
+
+def stands_for(tensor: Tensor, node: Node | None) -> None:
+    """Note that a tensor that torch itself made (a copy) is the result of this operation."""
+    if node is not None and tensor.grad_fn is not None:
+        tensor.grad_fn.metadata[WRITTEN] = node  # type: ignore[index]
 
 
 class Record(torch.autograd.Function):
@@ -144,6 +159,7 @@ class LocalNode(Node):
             self.y = self.function(*self.leaves)
             if any(self.y is leaf for leaf in self.leaves):
                 self.y = self.y.view_as(self.y)
+            self.recorder.writes.keep(self, -1, self.y)  # its own graph may have kept it
         return self.y.detach()
 
     def gradient(self, g: Tensor) -> Grads:

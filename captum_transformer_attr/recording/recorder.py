@@ -206,6 +206,7 @@ class Recorder(TorchFunctionMode):
         self.edges[new.origin] = GradientEdge(out.grad_fn, out.output_nr)  # type: ignore[arg-type]
         self.made[out.grad_fn] = new
         self.writes.keep_constants(node)
+        self.writes.keep_live(node)
         setattr(out, tags.ATTRIBUTE, new)
         if node.captured:
             self.captured[node] = Snapshot(out, self.writes)

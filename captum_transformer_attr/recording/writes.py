@@ -10,6 +10,7 @@ from torch import Tensor
 from captum_transformer_attr.errors import UnsupportedOperationError
 from captum_transformer_attr.recording import tags
 from captum_transformer_attr.recording.leaving import WAY_OUT, place
+from captum_transformer_attr.recording.node import node_of, stands_for
 from captum_transformer_attr.recording.tagging import tag_base
 from captum_transformer_attr.recording.tags import tag_of
 
@@ -61,6 +62,12 @@ class Writes:
                 if address not in self.owned or address in self.overwritten:
                     self.keep(node, name, value)
 
+    def keep_live(self, node: Node) -> None:
+        """Live operands that a node holds may be overwritten as well."""
+        for name in node.keeps_live:
+            for tensor in listed(getattr(node, name)):
+                self.keep(node, name, tensor)
+
     def prepare(self, tensor: Tensor) -> None:
         """The model is about to write into this tensor."""
         self.unshare(tensor)
@@ -70,7 +77,7 @@ class Writes:
         """Give every node that kept this storage its own copy."""
         for node, name in self.saved.pop(tensor.untyped_storage().data_ptr(), ()):
             if isinstance(name, str):
-                setattr(node, name, getattr(node, name).clone())
+                setattr(node, name, copied(getattr(node, name), tensor))
             else:
                 node.forward(*(leaf.detach().clone() for leaf in node.leaves))  # type: ignore[union-attr]
 
@@ -106,5 +113,25 @@ def write(recorder: Recorder, target: Tensor, value: Tensor) -> Tensor:
             f"follow. {WAY_OUT}"
         ) from error
     setattr(target, tags.ATTRIBUTE, tag_of(value))
+    if value.shape == target.shape and value.dtype == target.dtype:
+        stands_for(target, node_of(value))
     tag_base(recorder, target)
     return target
+
+
+def listed(held: Any) -> tuple[Tensor, ...]:
+    """Tensors that an attribute of a node holds."""
+    return held if isinstance(held, tuple) else () if held is None else (held,)
+
+
+def copied(held: Any, written: Tensor) -> Any:
+    """What an attribute of a node holds, with copies of the tensors that share the memory of ``written``."""
+    if isinstance(held, tuple):
+        return tuple(copied(t, written) for t in held)
+    if held.untyped_storage().data_ptr() != written.untyped_storage().data_ptr():
+        return held
+    copy = held.clone()
+    if held.requires_grad:
+        setattr(copy, tags.ATTRIBUTE, tag_of(held))
+        stands_for(copy, node_of(held))
+    return copy
