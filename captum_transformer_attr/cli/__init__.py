@@ -19,4 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"error: the command line needs {error.name}: pip install 'captum-transformer-attr[cli]'", file=sys.stderr
         )
         return 1
+    except KeyboardInterrupt:  # while torch is being imported
+        print("error: interrupted", file=sys.stderr)
+        return 130
     return run(arguments)

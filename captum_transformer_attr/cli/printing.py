@@ -23,5 +23,4 @@ def print_json(text: str) -> None:
 
 def _forget_rest() -> None:
     """Python would try to write the rest again when it ends, and fail with a message of its own."""
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), sys.stdout.fileno())
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
