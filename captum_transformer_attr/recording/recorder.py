@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from captum_transformer_attr.errors import UnsupportedOperationError
 from captum_transformer_attr.recording import tags
 from captum_transformer_attr.recording.atomic import Atomic
+from captum_transformer_attr.recording.constants import constants_in
 from captum_transformer_attr.recording.leaving import (
     EXPORTS,
     attached,
@@ -158,6 +159,7 @@ class Recorder(TorchFunctionMode):
         written = args[0] if writes(name) else None
         if written is not None:
             self.writes.prepare(written)
+        constants = constants_in(self, func, name, operands, args, kwargs, written)
         result = func(*args, **kwargs)
         mark_dropped(self, name, result if written is None else written)
         for out in tensors_in((result,) if written is None else (written,)):
@@ -167,6 +169,8 @@ class Recorder(TorchFunctionMode):
             tag_base(self, written)
             if isinstance(result, Tensor) and result is not written and result.requires_grad:
                 setattr(result, tags.ATTRIBUTE, tag_of(written))
+        if constants is not None and isinstance(out := result if written is None else written, Tensor):
+            constants.watch(out)
         return result
 
     def on_constants(self, func: Any, name: str, operands: list[Tensor], args: Any, kwargs: Any) -> Any:

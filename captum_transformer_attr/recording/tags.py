@@ -17,6 +17,7 @@ POOLED = "pooled"  # values pooled by a softmax over tokens for every channel: t
 GATE = "gate"  # bounded activation (sigmoid, tanh): multiplies a signal
 ACTIVATED = "activated"  # unbounded activation (SiLU, GELU): the gate of a gated linear unit
 STATISTIC = "statistic"  # a norm or standard deviation: scales a signal
+IDS = "ids"  # the float handle of token ids: what arrives at it is relevance, whatever travels
 MEAN = "mean"  # a mean or a sum over channels, or one that kept its axes: its root (or a power) scales a signal
 
 # Marks on tensors.

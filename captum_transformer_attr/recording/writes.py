@@ -9,6 +9,7 @@ from torch import Tensor
 
 from captum_transformer_attr.errors import UnsupportedOperationError
 from captum_transformer_attr.recording import tags
+from captum_transformer_attr.recording.constants import constants_in
 from captum_transformer_attr.recording.leaving import WAY_OUT, place
 from captum_transformer_attr.recording.tagging import tag_base
 from captum_transformer_attr.recording.tags import tag_of
@@ -82,9 +83,10 @@ class Writes:
                 self.overwritten[address] = (owner, owner.detach().clone())
 
     def restore_owned(self) -> None:
-        """Give parameters and buffers their values back."""
+        """Give parameters and buffers their values back; what nodes keep stays as the model wrote it."""
         with torch.no_grad():
             for owner, values in self.overwritten.values():
+                self.unshare(owner)
                 if owner.grad_fn is not None:
                     owner.detach_()
                 owner.copy_(values)
@@ -93,6 +95,7 @@ class Writes:
 def write(recorder: Recorder, target: Tensor, value: Tensor) -> Tensor:
     """``target.copy_(value)`` with the value's tag: an in-place operation in two steps."""
     recorder.writes.prepare(target)
+    constants = constants_in(recorder, Tensor.copy_, "copy_", [target, value], (target, value), {}, target)
     try:
         target.copy_(value)
     except RuntimeError as error:
@@ -104,4 +107,6 @@ def write(recorder: Recorder, target: Tensor, value: Tensor) -> Tensor:
         ) from error
     setattr(target, tags.ATTRIBUTE, tag_of(value))
     tag_base(recorder, target)
+    if constants is not None:
+        constants.watch(target)
     return target
