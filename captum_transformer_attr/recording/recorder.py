@@ -37,6 +37,7 @@ from captum_transformer_attr.recording.signal import Pass, Signal
 from captum_transformer_attr.recording.tagging import recover, tag_base, tag_native
 from captum_transformer_attr.recording.tags import HANDLE, Tag, tag_of
 from captum_transformer_attr.recording.token_ids import with_handles
+from captum_transformer_attr.recording.token_numbers import exported, mark_read
 from captum_transformer_attr.recording.undispatched import undispatched
 from captum_transformer_attr.recording.writes import Writes, write
 
@@ -64,6 +65,7 @@ class Recorder(TorchFunctionMode):
 
         self.promote = False  # follow a half-precision model in float32
         self.handle_dtype = torch.float32
+        self.token_numbers = False  # Python holds numbers that were read from token ids
         self.autocast: torch.dtype | None = None  # precision of autocast regions in the model
         # Some examples were cut out of the batch axis: rows may belong to others than they seem to.
         self.mixes_examples = False
@@ -96,7 +98,16 @@ class Recorder(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = name_of(func)
-        if self.paused or name in PASSIVE:
+        if self.paused:
+            return func(*args, **kwargs)
+        result = self.seen(func, name, args, kwargs)
+        if self.token_numbers:
+            mark_read(name, args, kwargs, result)
+        return result
+
+    def seen(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
+        """Record one call that may read values, in full precision."""
+        if name in PASSIVE:
             return func(*args, **kwargs)
         operands = tensors_in(args[:1] if name in LIKE_ANOTHER else (*args, *kwargs.values()))
         kind = operands[0].device.type if operands else ""
@@ -178,6 +189,8 @@ class Recorder(TorchFunctionMode):
 
         Ids carry a float handle along, and tensors that were cut stay cut.
         """
+        if name in ("item", "tolist"):
+            return exported(self, args[0], func(*args, **kwargs))
         if any(hasattr(t, HANDLE) for t in operands):
             differentiable = torch.is_grad_enabled()
             # What the model does with ids under no_grad cuts nothing: they never had a gradient.

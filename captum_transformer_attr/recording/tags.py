@@ -26,6 +26,15 @@ HANDLE = "_captum_transformer_attr_handle"  # float stand-in of an integer tenso
 CUT = "_captum_transformer_attr_cut"  # path of the module that took this tensor out of the graph
 # The same for integers that were computed from token ids in a way that no handle follows.
 UNKNOWN = "_captum_transformer_attr_unknown"
+
+
+class Position(str):
+    """Value of a mark: the module that read a position (of a maximum, in an order) from token ids, not what they are.
+
+    A position chooses, like a condition in Python.
+    """
+
+
 MARKS = (ATTRIBUTE, HANDLE, CUT, UNKNOWN)
 
 
