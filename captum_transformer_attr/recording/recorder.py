@@ -98,7 +98,7 @@ class Recorder(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = name_of(func)
-        if self.paused:
+        if self.paused or (name in PASSIVE and not self.token_numbers):
             return func(*args, **kwargs)
         result = self.seen(func, name, args, kwargs)
         if self.token_numbers:
