@@ -13,9 +13,10 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_transformer_attr.errors import InputError
+from captum_transformer_attr.errors import InputError, UnsupportedOperationError
 from captum_transformer_attr.recording import layout as lay
 from captum_transformer_attr.recording import tags
+from captum_transformer_attr.recording.leaving import place
 from captum_transformer_attr.recording.node import Grads, Node
 from captum_transformer_attr.recording.recorder import Recorder
 from captum_transformer_attr.recording.registry import ON_CONSTANTS, handles
@@ -83,3 +84,35 @@ def of_constant_ids(recorder: Recorder, function: Any, *args: Any, **kwargs: Any
 
 
 ON_CONSTANTS.update(dict.fromkeys(("embedding", "embedding_bag"), of_constant_ids))
+
+
+@handles("embedding_bag")
+def embedding_bag(
+    recorder: Recorder,
+    input: Tensor,
+    weight: Tensor,
+    offsets: Tensor | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2,
+    scale_grad_by_freq: bool = False,
+    mode: str = "mean",
+    sparse: bool = False,
+    per_sample_weights: Tensor | None = None,
+    include_last_offset: bool = False,
+    padding_idx: int | None = None,
+) -> Tensor:
+    """Rows of a table, pooled: an embedding and a sum or a mean.
+
+    Raises:
+        UnsupportedOperationError: for bags of different lengths, maxima, renormalised tables and padding.
+    """
+    if input.ndim != 2 or mode == "max" or max_norm is not None or padding_idx is not None:
+        raise UnsupportedOperationError(
+            f"no rule for operation 'embedding_bag' in {place(recorder.path)} with offsets, mode='max', max_norm or "
+            "padding_idx. Way out: F.embedding and a sum over the tokens of each bag."
+        )
+    with recorder:
+        rows = F.embedding(input, weight)
+        if per_sample_weights is not None:
+            rows = rows * per_sample_weights[..., None]
+        return rows.sum(1) if mode == "sum" else rows.mean(1)

@@ -98,12 +98,21 @@ def unfolded(out: Tensor, x: Tensor, *_: Any, **__: Any) -> lay.Layout | None:
 
 SAME_AXES = """pixel_shuffle pixel_unshuffle repeat tile masked_select gather index_select roll flip pad chunk split
     split_with_sizes tensor_split narrow contiguous clone to float half double bfloat16 type_as type masked_fill
-    __setitem__ cuda cpu dropout max_pool2d max_pool1d take_along_dim masked_scatter copy_""".split()
+    cuda cpu dropout max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d
+    adaptive_max_pool3d fractional_max_pool2d fractional_max_pool3d take_along_dim masked_scatter copy_""".split()
 
 
 @infers(*SAME_AXES)
 def same_axes(out: Tensor, x: Any, *_: Any, **__: Any) -> lay.Layout | None:
     return lay.resized(layout_of(x), out.shape) if isinstance(x, Tensor) else None
+
+
+@infers("__setitem__")
+def written(out: Tensor, x: Tensor, index: Any, value: Any) -> lay.Layout | None:
+    """A constant buffer gets the layout of what is written into slices of it."""
+    slices = all(isinstance(i, slice) or i is Ellipsis for i in (index if isinstance(index, tuple) else (index,)))
+    fills = tag_of(x) is None and isinstance(value, Tensor) and value.ndim == out.ndim and slices
+    return lay.resized(layout_of(value if fills else x), out.shape)
 
 
 class Join(LocalNode):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -298,7 +298,7 @@ def attach(inputs: Inputs, dtype: torch.dtype, promote: bool) -> dict[str, Any]:
         else:
             leaf = torch.zeros(shape, dtype=dtype, device=value.device, requires_grad=True)
             handle = leaf[0, slice(*inputs.windows[name])] if inputs.windows else leaf.view_as(leaf)
-            setattr(handle, tags.ATTRIBUTE, tag)
+            setattr(handle, tags.ATTRIBUTE, replace(tag, role=tags.IDS))
             given = value.clone()
             setattr(given, HANDLE, handle)
         inputs.leaves[name] = leaf

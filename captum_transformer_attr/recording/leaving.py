@@ -23,6 +23,9 @@ PEAK = "_captum_transformer_attr_peak"  # the live maximum that this detached on
 EXPORTS = frozenset(
     "item tolist numpy __array__ __float__ __int__ __index__ __complex__ __dlpack__ __deepcopy__ __reduce_ex__".split()
 )
+WAYS_OUT_OF_THE_GRAPH = (
+    "detach, .data, no_grad, an operation without a gradient, or token ids used in a way that no handle follows"
+)
 WAY_OUT = "Way out: register_rule(type(module), relevance=...) for the module around it."
 
 
@@ -124,16 +127,40 @@ def pass_marks(result: Any, operands: list[Tensor]) -> None:
             setattr(out, UNKNOWN, path)
 
 
+def mark_unfollowed(out: Tensor, path: str) -> None:
+    """Mark what was computed from token ids in a way that no handle follows; comparisons say nothing of their own."""
+    if out.is_floating_point():
+        setattr(out, CUT, path)
+    elif out.dtype != torch.bool:
+        setattr(out, UNKNOWN, path)
+
+
 def refuse_export(recorder: Recorder, name: str, operands: list[Tensor]) -> None:
     """
     Raises:
-        UnsupportedOperationError: if a float that depends on an input is handed to Python or NumPy.
+        UnsupportedOperationError: if a float that depends on an input is handed to Python or NumPy, or token ids as
+            anything but numbers that remember what they are (``token_numbers``).
     """
-    if any(t.is_floating_point() and (t.requires_grad or hasattr(t, CUT)) for t in operands[:1]):
-        raise UnsupportedOperationError(
-            f"{place(recorder.path)} hands a value that depends on the input to Python or NumPy ('{name}'), where it "
-            f"cannot be followed. {WAY_OUT}"
-        )
+    for t in operands[:1]:
+        if t.is_floating_point() and (t.requires_grad or hasattr(t, CUT)):
+            raise UnsupportedOperationError(
+                f"{place(recorder.path)} hands a value that depends on the input to Python or NumPy ('{name}'), where "
+                f"it cannot be followed. {WAY_OUT}"
+            )
+        said = hasattr(t, UNKNOWN) and not isinstance(getattr(t, UNKNOWN), tags.Position)
+        if name not in ("item", "tolist") and (hasattr(t, tags.HANDLE) or said):
+            refuse_number(recorder.path, name)
+
+
+def refuse_number(path: str, name: str) -> None:
+    """
+    Raises:
+        UnsupportedOperationError: always; for token ids in Python or NumPy.
+    """
+    raise UnsupportedOperationError(
+        f"{place(path)} hands token ids to Python or NumPy ('{name}'), where they cannot be followed to a table that "
+        f"is read with them. Way out: index with the tensor of ids, or register_rule for the module around it."
+    )
 
 
 def refuse_cut(recorder: Recorder, name: str, operands: list[Tensor]) -> None:
@@ -147,8 +174,7 @@ def refuse_cut(recorder: Recorder, name: str, operands: list[Tensor]) -> None:
             path = getattr(t, UNKNOWN, None)
         if path is not None and not t.requires_grad:
             raise UnsupportedOperationError(
-                f"{place(path)} takes a value out of the graph (detach, .data, no_grad, or an operation without a "
-                "gradient) and "
+                f"{place(path)} takes a value out of the graph ({WAYS_OUT_OF_THE_GRAPH}) and "
                 f"{place(recorder.path)} uses it again: part of the model would be invisible. {WAY_OUT}"
             )
 

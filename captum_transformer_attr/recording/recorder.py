@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from captum_transformer_attr.errors import UnsupportedOperationError
 from captum_transformer_attr.recording import tags
 from captum_transformer_attr.recording.atomic import Atomic
+from captum_transformer_attr.recording.constants import constants_in
 from captum_transformer_attr.recording.leaving import (
     EXPORTS,
     attached,
@@ -37,6 +38,7 @@ from captum_transformer_attr.recording.snapshot import Snapshot
 from captum_transformer_attr.recording.tagging import recover, tag_base, tag_native
 from captum_transformer_attr.recording.tags import HANDLE, Tag, tag_of
 from captum_transformer_attr.recording.token_ids import with_handles
+from captum_transformer_attr.recording.token_numbers import exported, mark_read
 from captum_transformer_attr.recording.undispatched import undispatched
 from captum_transformer_attr.recording.writes import Writes, write
 
@@ -64,6 +66,7 @@ class Recorder(TorchFunctionMode):
 
         self.promote = False  # follow a half-precision model in float32
         self.handle_dtype = torch.float32
+        self.token_numbers = False  # Python holds numbers that were read from token ids
         self.autocast: torch.dtype | None = None  # precision of autocast regions in the model
         # Some examples were cut out of the batch axis: rows may belong to others than they seem to.
         self.mixes_examples = False
@@ -96,7 +99,16 @@ class Recorder(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = name_of(func)
-        if self.paused or name in PASSIVE:
+        if self.paused or (name in PASSIVE and not self.token_numbers):
+            return func(*args, **kwargs)
+        result = self.seen(func, name, args, kwargs)
+        if self.token_numbers:
+            mark_read(name, args, kwargs, result)
+        return result
+
+    def seen(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
+        """Record one call that may read values, in full precision."""
+        if name in PASSIVE:
             return func(*args, **kwargs)
         operands = tensors_in(args[:1] if name in LIKE_ANOTHER else (*args, *kwargs.values()))
         kind = operands[0].device.type if operands else ""
@@ -159,6 +171,7 @@ class Recorder(TorchFunctionMode):
         written = args[0] if writes(name) else None
         if written is not None:
             self.writes.prepare(written)
+        constants = constants_in(self, func, name, operands, args, kwargs, written)
         result = func(*args, **kwargs)
         mark_dropped(self, name, result if written is None else written)
         for out in tensors_in((result,) if written is None else (written,)):
@@ -168,6 +181,8 @@ class Recorder(TorchFunctionMode):
             tag_base(self, written)
             if isinstance(result, Tensor) and result is not written and result.requires_grad:
                 setattr(result, tags.ATTRIBUTE, tag_of(written))
+        if constants is not None and isinstance(out := result if written is None else written, Tensor):
+            constants.watch(out)
         return result
 
     def on_constants(self, func: Any, name: str, operands: list[Tensor], args: Any, kwargs: Any) -> Any:
@@ -175,6 +190,8 @@ class Recorder(TorchFunctionMode):
 
         Ids carry a float handle along, and tensors that were cut stay cut.
         """
+        if name in ("item", "tolist"):
+            return exported(self, args[0], func(*args, **kwargs))
         if any(hasattr(t, HANDLE) for t in operands):
             differentiable = torch.is_grad_enabled()
             if writes(name) and isinstance(args[0], Tensor):

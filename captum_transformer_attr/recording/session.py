@@ -22,6 +22,7 @@ from captum_transformer_attr.recording.batch_axis import (
     refuse_other_rows,
 )
 from captum_transformer_attr.recording.inputs import Inputs, attach
+from captum_transformer_attr.recording.leaving import WAYS_OUT_OF_THE_GRAPH, place
 from captum_transformer_attr.recording.modules import Modules, as_evaluated, uncompiled, watched
 from captum_transformer_attr.recording.node import LayoutLostError, Node
 from captum_transformer_attr.recording.outputs import OutputChoice, unwrap
@@ -71,7 +72,7 @@ class Recording:
         self.subtracted = select(self.output, target.second) if isinstance(target, Contrast) else None
         if not self.selected.requires_grad:
             path = getattr(self.output, CUT, None)
-            cause = f": module '{path}' takes it out of the graph (detach, .data or no_grad)" if path else ""
+            cause = "" if path is None else f": {place(path)} takes it out of the graph ({WAYS_OUT_OF_THE_GRAPH})"
             raise UnsupportedModelError(
                 f"the selected output does not depend on the inputs through differentiable operations{cause}"
             )

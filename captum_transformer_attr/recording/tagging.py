@@ -46,12 +46,17 @@ def tag_native(recorder: Recorder, out: Tensor, name: str, operands: list[Tensor
         # Values that only moved keep their identity, so that a trunk is recognised behind a reshape or a cast.
         moved = replace(first, layout=layout, parts=(), parts_dim=0)
     else:
-        roles = {t.role for t in found}
-        moved = recorder.merged(found, layout=layout, role=roles.pop() if len(roles) == 1 else tags.PLAIN)
+        moved = recorder.merged(found, layout=layout, role=common_role(found))
     setattr(out, tags.ATTRIBUTE, moved)
     if out.grad_fn is not None:
         recorder.made[out.grad_fn] = moved
         describe(out.grad_fn, name, recorder.path)
+
+
+def common_role(found: list[Tag]) -> str:
+    """The role that all of them play, if it is one."""
+    roles = {t.role for t in found}
+    return roles.pop() if len(roles) == 1 else tags.PLAIN
 
 
 def tag_base(recorder: Recorder, written: Tensor) -> None:
@@ -62,7 +67,7 @@ def tag_base(recorder: Recorder, written: Tensor) -> None:
         found = [tag] if tag_of(base) is None else [tag_of(base), tag]
         known = [t for t in found if t is not None]
         layout = known[0].layout if tag_of(base) is not None else resized(tag.layout, base.shape)
-        setattr(base, tags.ATTRIBUTE, recorder.merged(known, layout=layout))
+        setattr(base, tags.ATTRIBUTE, recorder.merged(known, layout=layout, role=common_role(known)))
 
 
 def recover(recorder: Recorder, tensor: Tensor) -> None:

@@ -17,6 +17,7 @@ POOLED = "pooled"  # values pooled by a softmax over tokens for every channel: t
 GATE = "gate"  # bounded activation (sigmoid, tanh): multiplies a signal
 ACTIVATED = "activated"  # unbounded activation (SiLU, GELU): the gate of a gated linear unit
 STATISTIC = "statistic"  # a norm or standard deviation: scales a signal
+IDS = "ids"  # the float handle of token ids: what arrives at it is relevance, whatever travels
 MEAN = "mean"  # a mean or a sum over channels, or one that kept its axes: its root (or a power) scales a signal
 
 # Marks on tensors.
@@ -25,6 +26,15 @@ HANDLE = "_captum_transformer_attr_handle"  # float stand-in of an integer tenso
 CUT = "_captum_transformer_attr_cut"  # path of the module that took this tensor out of the graph
 # The same for integers that were computed from token ids in a way that no handle follows.
 UNKNOWN = "_captum_transformer_attr_unknown"
+
+
+class Position(str):
+    """Value of a mark: the module that read a position (of a maximum, in an order) from token ids, not what they are.
+
+    A position chooses, like a condition in Python.
+    """
+
+
 MARKS = (ATTRIBUTE, HANDLE, CUT, UNKNOWN)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -125,7 +126,7 @@ def started(recorder: Recorder, tensor: Tensor, name: str) -> Tensor:
         setattr(leaf, tags.ATTRIBUTE, tag)
         return leaf
     handle = torch.zeros(tensor.shape, dtype=recorder.handle_dtype, device=tensor.device, requires_grad=True)
-    setattr(handle, tags.ATTRIBUTE, tag)
+    setattr(handle, tags.ATTRIBUTE, replace(tag, role=tags.IDS))
     ids = tensor.clone()
     setattr(ids, HANDLE, handle)
     return ids

@@ -5,19 +5,24 @@ The float handles follow, or the use is marked and refused where it would matter
 Ids that are moved (a decoder's shifted input, padding, joining) take their handle along; so do ids that are computed
 elementwise from ids (hash buckets, offsets), because position and token stay the same. A table indexed by ids is an
 embedding. Comparisons make masks, which say nothing of their own. Every other function of ids leaves the graph: its
-floats are marked as cut, its integers as not to be embedded.
+floats are marked as cut, its integers as not to be embedded, whether it gives one tensor or several.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from captum_transformer_attr.errors import UnsupportedOperationError
+from captum_transformer_attr.recording.constants import tensor_written
+from captum_transformer_attr.recording.leaving import mark_unfollowed, place, results_of
 from captum_transformer_attr.recording.names import base_name, writes
+from captum_transformer_attr.recording.nested import tensors_in
 from captum_transformer_attr.recording.registry import HANDLERS
-from captum_transformer_attr.recording.tags import CUT, HANDLE, UNKNOWN
+from captum_transformer_attr.recording.tags import ATTRIBUTE, CUT, HANDLE, Position, tag_of
 from captum_transformer_attr.recording.undispatched import undispatched
 
 if TYPE_CHECKING:
@@ -37,11 +42,14 @@ COMPUTES = frozenset(
     and bitwise_or or bitwise_xor xor""".split()
 )
 
+POSITIONS = frozenset("argmax argmin argsort nonzero count_nonzero".split())
+PICKS = frozenset("max min sort topk kthvalue mode median cummax cummin".split())  # values and their positions
+
 
 def with_handles(recorder: Recorder, func: Any, name: str, args: Any, kwargs: Any) -> Any:
     """Run a function whose arguments include explained ids, and let their handles follow."""
-    if name == "embedding":
-        return HANDLERS["embedding"](recorder, *args, **kwargs)
+    if name in ("embedding", "embedding_bag"):
+        return HANDLERS[name](recorder, *args, **kwargs)
     table = table_lookup(recorder, name, args)
     if table is not None:
         return table
@@ -55,15 +63,25 @@ def with_handles(recorder: Recorder, func: Any, name: str, args: Any, kwargs: An
     if name not in HANDLERS and (copy := undispatched(func)) is not None:
         with recorder:
             return copy(*args, **kwargs)
+    computes = name in CASTS or base_name(name).removeprefix("r") in COMPUTES or base_name(name) in COMPUTES
+    if not computes:
+        return unfollowed(recorder, func, name, args, kwargs)
     result = func(*args, **kwargs)
-    if not isinstance(result, Tensor) or result.dtype == torch.bool:
-        return result
     if result.is_floating_point():
         setattr(result, CUT, recorder.path)
-    elif name in CASTS or base_name(name).removeprefix("r") in COMPUTES or base_name(name) in COMPUTES:
+    elif result.dtype != torch.bool:
         setattr(result, HANDLE, combined(recorder, (*args, *kwargs.values()), result.shape))
-    else:
-        setattr(result, UNKNOWN, recorder.path)
+    return result
+
+
+def unfollowed(recorder: Recorder, func: Any, name: str, args: Any, kwargs: Any) -> Any:
+    """Run a function of ids that no handle follows, and mark what it gives, or what it writes into."""
+    result = func(*args, **kwargs)
+    if writes(name):
+        recorder.writes.marked.append(args[0])
+    for i, out in enumerate(results_of(args[0] if writes(name) else result)):
+        is_position = name in POSITIONS or (name in PICKS and i == 1)
+        mark_unfollowed(out, Position(recorder.path) if is_position else recorder.path)
     return result
 
 
@@ -112,29 +130,28 @@ def table_lookup(recorder: Recorder, name: str, args: Any) -> Tensor | None:
         result: Tensor = HANDLERS["embedding"](recorder, index, args[0])
         return result
     result = args[0][index] if name == "__getitem__" else args[0].index_select(args[1], index)
-    if result.is_floating_point():
-        setattr(result, CUT, recorder.path)
-    elif result.shape == index.shape:
+    if not result.is_floating_point() and result.shape == index.shape:
         setattr(result, HANDLE, getattr(index, HANDLE))
-    elif result.dtype != torch.bool:
-        setattr(result, UNKNOWN, recorder.path)
+    else:
+        mark_unfollowed(result, recorder.path)
     return result
 
 
 def moved(recorder: Recorder, func: Any, name: str, args: Any, kwargs: Any) -> Any:
-    """Repeat on the handles what moves the ids; constants that take their places have the handle 0."""
-    if name == "where" and len(args) < 3:
-        return func(*args, **kwargs)
+    """Repeat on the handles what moves the ids; constants that take their places have the handle 0.
+
+    Ids that are only positions (in a table that is gathered from, in a buffer that is written into) are not moved.
+    """
     handles, options = on_handles(recorder, name, args, kwargs)
-    written = writes(name)
+    if not any(t.requires_grad for t in tensors_in((*handles, *options.values()))):
+        return unfollowed(recorder, func, name, args, kwargs)
     result = func(*args, **kwargs)
-    if written:
-        handles[0] = handles[0].clone()
+    if writes(name):
+        with recorder:
+            func(rewritten(recorder, args[0]), *handles[1:], **options)
+        return result
     with recorder:
         followed = func(*handles, **options)
-    if written:
-        setattr(args[0], HANDLE, handles[0])
-        return result
     outs = zip(result, followed, strict=True) if isinstance(result, (tuple, list)) else [(result, followed)]
     for out, handle in outs:
         if handle.requires_grad:
@@ -142,14 +159,39 @@ def moved(recorder: Recorder, func: Any, name: str, args: Any, kwargs: Any) -> A
     return result
 
 
+def rewritten(recorder: Recorder, ids: Tensor) -> Tensor:
+    """The new handle of ids that are written into; what they are a view of gets one as well.
+
+    Raises:
+        UnsupportedOperationError: if they are a view of ids that do not lie in order.
+    """
+    whole = tensor_written(ids)
+    handle: Tensor = handle_of(recorder, whole).clone()
+    setattr(whole, HANDLE, handle)
+    if whole is ids:
+        return handle
+    if not whole.is_contiguous():
+        raise UnsupportedOperationError(
+            f"{place(recorder.path)} writes into a view of token ids that do not lie in order: no handle can follow. "
+            "Way out: torch.where or torch.cat in the place of the write, or contiguous ids."
+        )
+    tag = tag_of(getattr(ids, HANDLE, handle))
+    part = handle.contiguous().as_strided(ids.shape, ids.stride(), ids.storage_offset() - whole.storage_offset())
+    if part.requires_grad:
+        layout = tag.layout if tag is not None and hasattr(ids, HANDLE) else None
+        setattr(part, ATTRIBUTE, replace(tag_of(part), layout=layout))  # type: ignore[type-var]
+    setattr(ids, HANDLE, part)
+    return part
+
+
 def on_handles(recorder: Recorder, name: str, args: Any, kwargs: Any) -> tuple[list[Any], dict[str, Any]]:
     """The arguments of a function that moves ids with handles in the place of ids, 0 in that of other values.
 
     The values that are moved stand first; what follows are positions, except where values are put in.
     """
+    if name == "where":
+        return where_on_handles(recorder, *args, **kwargs), {}
     options = {key: handle_of(recorder, value) if key == "input" else value for key, value in kwargs.items()}
-    if name == "where":  # the condition stands first
-        return [args[0], *(handle_of(recorder, a) if isinstance(a, Tensor) else 0.0 for a in args[1:])], options
     rest = list(args[1:])
     if name in ("masked_fill", "masked_fill_"):
         rest = [*rest[:1], *([0.0] if len(rest) > 1 else [])]
@@ -167,6 +209,15 @@ def on_handles(recorder: Recorder, name: str, args: Any, kwargs: Any) -> tuple[l
     several = isinstance(args[0], (list, tuple))
     first = [handle_of(recorder, t) for t in args[0]] if several else handle_of(recorder, args[0])
     return [first, *rest], options
+
+
+def where_on_handles(recorder: Recorder, condition: Tensor, input: Any = None, other: Any = None) -> list[Any]:
+    """The arguments of ``where`` as a function; as a method it has the condition in second place."""
+    if input is None:
+        return [condition]
+    if condition.dtype != torch.bool:
+        condition, input = input, condition
+    return [condition, *(handle_of(recorder, a) if isinstance(a, Tensor) else 0.0 for a in (input, other))]
 
 
 def handle_of(recorder: Recorder, value: Any) -> Any:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from captum_transformer_attr.errors import UnsupportedOperationError
 from captum_transformer_attr.recording import tags
+from captum_transformer_attr.recording.constants import constants_in
 from captum_transformer_attr.recording.leaving import WAY_OUT, place
 from captum_transformer_attr.recording.node import node_of, stands_for
 from captum_transformer_attr.recording.tagging import tag_base
@@ -103,6 +104,7 @@ class Writes:
 def write(recorder: Recorder, target: Tensor, value: Tensor) -> Tensor:
     """``target.copy_(value)`` with the value's tag: an in-place operation in two steps."""
     recorder.writes.prepare(target)
+    constants = constants_in(recorder, Tensor.copy_, "copy_", [target, value], (target, value), {}, target)
     try:
         target.copy_(value)
     except RuntimeError as error:
@@ -116,6 +118,8 @@ def write(recorder: Recorder, target: Tensor, value: Tensor) -> Tensor:
     if value.shape == target.shape and value.dtype == target.dtype:
         stands_for(target, node_of(value))
     tag_base(recorder, target)
+    if constants is not None:
+        constants.watch(target)
     return target
 
 

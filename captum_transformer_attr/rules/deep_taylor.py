@@ -24,6 +24,7 @@ from captum_transformer_attr.ops.residual import ConstantSum, Sum
 from captum_transformer_attr.ops.scatter import Accumulation
 from captum_transformer_attr.ops.shape import Join
 from captum_transformer_attr.ops.softmax import Softmax
+from captum_transformer_attr.recording.constants import share_of_constants
 from captum_transformer_attr.recording.node import Grads, Node
 from captum_transformer_attr.recording.signal import Rule, Signal
 
@@ -211,7 +212,7 @@ def embedding(node: Embedding, r: Tensor, signal: Signal) -> Grads:
 
 def joining(node: Join, r: Tensor, signal: Signal) -> Grads:
     """Follow the positions; what lies on constants (class tokens, padding) arrived there."""
-    node.absorb(lambda: torch.where(node.live_positions(), 0, r))
+    node.absorb(lambda: share_of_constants(signal, node.tag, node.live_positions(), node.y.detach(), r))
     return node.gradient(r)
 
 

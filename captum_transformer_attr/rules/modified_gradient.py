@@ -23,6 +23,7 @@ from captum_transformer_attr.ops.residual import ConstantSum, Sum
 from captum_transformer_attr.ops.shape import Join
 from captum_transformer_attr.ops.softmax import Softmax
 from captum_transformer_attr.recording import tags
+from captum_transformer_attr.recording.constants import share_of_constants
 from captum_transformer_attr.recording.node import Grads, LocalNode, Node
 from captum_transformer_attr.recording.signal import Rule, Signal, ordinary
 from captum_transformer_attr.rules.linear_rules import Composite, ZBox
@@ -181,7 +182,7 @@ def constant_sum(node: ConstantSum, g: Tensor, signal: Signal) -> Grads:
 
 def joining(node: Join, g: Tensor, signal: Signal) -> Grads:
     """Follow the positions; class tokens and padding keep what lies on them."""
-    node.absorb(lambda: torch.where(node.live_positions() | (g == 0), 0, node.y.detach() * g))
+    node.absorb(lambda: share_of_constants(signal, node.tag, node.live_positions(), node.y.detach(), g))
     return node.gradient(g)
 
 
