@@ -239,6 +239,11 @@ def pruned_by_index(x):
     return torch.stack(rows)
 
 
+def masked_attention(x, mask):
+    return (x @ x.mT / 4).masked_fill(mask, -1e9).softmax(-1) @ torch.tanh(x)[:, torch.arange(x.shape[1])]
+
+
+MASK = torch.ones(5, 5, dtype=torch.bool).triu(2)
 MATRIX = torch.randn(16, 16, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
 
 EXACT = {
@@ -265,6 +270,10 @@ EXACT = {
     "non-reentrant checkpoint": (
         lambda x: checkpoint(lambda t: x + torch.tanh(t), x, use_reentrant=False),
         lambda x: x + torch.tanh(x),
+    ),
+    "attention in a non-reentrant checkpoint": (
+        lambda x: x + checkpoint(masked_attention, x, MASK, use_reentrant=False),
+        lambda x: x + masked_attention(x, MASK),
     ),
     "a constant overwritten afterwards": (mask_overwritten, lambda x: x * 1.0),
     "a value overwritten afterwards": (value_overwritten, lambda x: x + torch.tanh(x * 1.5)),

@@ -32,6 +32,7 @@ from captum_transformer_attr.recording.nested import tensors_in
 from captum_transformer_attr.recording.node import Node, Record
 from captum_transformer_attr.recording.precision import CONVERSIONS, promoted
 from captum_transformer_attr.recording.registry import HANDLERS, LAYOUTS, ON_CONSTANTS, REFUSED
+from captum_transformer_attr.recording.saved import saved_as_it_is, saving_hooks
 from captum_transformer_attr.recording.signal import Pass, Signal
 from captum_transformer_attr.recording.tagging import recover, tag_base, tag_native
 from captum_transformer_attr.recording.tags import HANDLE, Tag, tag_of
@@ -94,6 +95,9 @@ class Recorder(TorchFunctionMode):
     # ------------------------------------------------------------------ dispatch
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if saving_hooks() is not None:
+            with saved_as_it_is():
+                return self.__torch_function__(func, types, args, kwargs)
         name = name_of(func)
         if self.paused or name in PASSIVE:
             return func(*args, **kwargs)
