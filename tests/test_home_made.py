@@ -278,8 +278,29 @@ class SummedProducts(Attention):
         return (scores.softmax(-1)[..., None] * v[..., None, :, :]).sum(-2).transpose(1, 2).flatten(2)
 
 
+class InPlace(Attention):
+    """Every step overwrites the scores; what the largest one was taken of is gone when a signal goes back."""
+
+    def mix(self, q, k, v):
+        q, k, v = split_heads(q, k, v)
+        scores = q @ k.mT
+        scores /= (C // H) ** 0.5
+        scores -= scores.amax(-1, keepdim=True).detach()
+        scores.exp_()
+        scores /= scores.sum(-1, keepdim=True)
+        return (scores @ v).transpose(1, 2).flatten(2)
+
+
+class ShiftedInPlace(Attention):
+    def mix(self, q, k, v):
+        q, k, v = split_heads(q, k, v)
+        scores = q @ k.mT / (C // H) ** 0.5
+        scores -= scores.amax(-1, keepdim=True)
+        return (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
+
+
 WRITTEN_OUT = [Exponentials, StableExponentials, DividedLast, ShiftedScores, LogSoftmax, PowersOfTwo, LogSumExp]
-WRITTEN_OUT += [LogOfSum, SummedProducts]
+WRITTEN_OUT += [LogOfSum, SummedProducts, InPlace, ShiftedInPlace]
 
 
 class Residual(nn.Module):

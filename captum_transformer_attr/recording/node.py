@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 Grads = tuple["Tensor | None", ...]
 
 
+COPIED = "_captum_transformer_attr_copied"  # on an autograd node: the recorded operation that it copies the result of
+
+
 class LayoutLostError(Exception):
     """The examples of a batch cannot be told apart: explain them one by one. Never leaves the package."""
 
@@ -89,8 +92,19 @@ class Node:
 
 def node_of(tensor: Tensor) -> Node | None:
     """The recorded operation that gave exactly this tensor, no view of it."""
-    node = getattr(tensor.grad_fn, "node", None)
+    fn: Any = tensor.grad_fn
+    node = getattr(fn, "node", None)
+    if node is None and fn is not None:
+        node = fn.metadata.get(COPIED)
     return node if isinstance(node, Node) else None
+
+
+def copied(copy: Tensor, original: Tensor) -> None:
+    """Note on a copy of a whole tensor which operation gave its values."""
+    fn: Any = copy.grad_fn
+    node = node_of(original)
+    if node is not None and fn is not None:
+        fn.metadata[COPIED] = node
 
 
 class Record(torch.autograd.Function):

@@ -38,7 +38,7 @@ from captum_transformer_attr.recording.tagging import recover, tag_base, tag_nat
 from captum_transformer_attr.recording.tags import HANDLE, Tag, tag_of
 from captum_transformer_attr.recording.token_ids import with_handles
 from captum_transformer_attr.recording.undispatched import undispatched
-from captum_transformer_attr.recording.writes import Writes, write
+from captum_transformer_attr.recording.writes import Writes, kept_apart, write
 
 
 class Recorder(TorchFunctionMode):
@@ -141,7 +141,7 @@ class Recorder(TorchFunctionMode):
         handler = HANDLERS.get(name) or HANDLERS.get(base_name(name))
         if handler is not None:
             if is_in_place(name):
-                result = handler(self, *args, **kwargs)
+                result = handler(self, *kept_apart(self, args), **kwargs)
                 if result is not NotImplemented:
                     return write(self, args[0], result)
             else:
@@ -162,7 +162,8 @@ class Recorder(TorchFunctionMode):
         written = args[0] if writes(name) else None
         if written is not None:
             self.writes.prepare(written)
-        result = func(*args, **kwargs)
+        with self.writes.saved_by_torch():
+            result = func(*args, **kwargs)
         mark_dropped(self, name, result if written is None else written)
         for out in tensors_in((result,) if written is None else (written,)):
             if out.requires_grad:

@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
 from captum_transformer_attr.errors import UnsupportedOperationError
 from captum_transformer_attr.recording import tags
 from captum_transformer_attr.recording.leaving import WAY_OUT, place
+from captum_transformer_attr.recording.node import copied
 from captum_transformer_attr.recording.tagging import tag_base
 from captum_transformer_attr.recording.tags import tag_of
 
@@ -18,11 +20,21 @@ if TYPE_CHECKING:
     from captum_transformer_attr.recording.recorder import Recorder
 
 
+class Saved:
+    """What torch itself saved for the backward pass of one of its operations."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+    def unpack(self) -> Tensor:
+        return self.tensor
+
+
 class Writes:
     """Who keeps which memory, by its address.
 
     Attributes:
-        saved: nodes and the names (or numbers) under which they keep a tensor.
+        saved: nodes (or ``Saved``) and the names (or numbers) under which they keep a tensor.
         owned: parameters and buffers of the model.
         overwritten: those of them that were written into, with what they held.
         aliases: memory of live tensors that the model also has as constants; held, so that its address is given to no
@@ -31,7 +43,7 @@ class Writes:
     """
 
     def __init__(self) -> None:
-        self.saved: dict[int, list[tuple[Node, Any]]] = {}
+        self.saved: dict[int, list[tuple[Node | Saved, Any]]] = {}
         self.owned: dict[int, Tensor] = {}
         self.overwritten: dict[int, tuple[Tensor, Tensor]] = {}
         self.aliases: dict[int, torch.UntypedStorage] = {}
@@ -45,7 +57,7 @@ class Writes:
         for held in (self.saved, self.owned, self.overwritten, self.aliases, self.marked):
             held.clear()
 
-    def keep(self, node: Node, name: str | int, tensor: Tensor) -> None:
+    def keep(self, node: Node | Saved, name: str | int, tensor: Tensor) -> None:
         """Note that a node keeps this tensor's memory, as the attribute ``name`` or as its leaf of this number."""
         self.saved.setdefault(tensor.untyped_storage().data_ptr(), []).append((node, name))
 
@@ -59,6 +71,15 @@ class Writes:
             ):
                 self.keep(node, name, value)
 
+    def saved_by_torch(self) -> saved_tensors_hooks:
+        """Inside the context torch's own operations save what the model may overwrite: autograd would refuse that."""
+        return saved_tensors_hooks(self.pack, Saved.unpack)
+
+    def pack(self, tensor: Tensor) -> Saved:
+        saved = Saved(tensor)
+        self.keep(saved, "tensor", tensor)
+        return saved
+
     def prepare(self, tensor: Tensor) -> None:
         """The model is about to write into this tensor."""
         self.unshare(tensor)
@@ -70,7 +91,7 @@ class Writes:
             if isinstance(name, str):
                 setattr(node, name, getattr(node, name).clone())
             else:
-                node.forward(*(leaf.detach().clone() for leaf in node.leaves))  # type: ignore[attr-defined]
+                node.forward(*(leaf.detach().clone() for leaf in node.leaves))  # type: ignore[union-attr]
 
     def keep_owned(self, tensor: Tensor) -> None:
         """Remember what a parameter or buffer holds."""
@@ -90,6 +111,16 @@ class Writes:
                 owner.copy_(values)
 
 
+def kept_apart(recorder: Recorder, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The arguments of an in-place operation with a copy of what it overwrites, which nodes may refer to."""
+    if not args[0].requires_grad:
+        return args
+    with recorder:
+        before = args[0].clone()
+    copied(before, args[0])
+    return tuple(before if value is args[0] else value for value in args)
+
+
 def write(recorder: Recorder, target: Tensor, value: Tensor) -> Tensor:
     """``target.copy_(value)`` with the value's tag: an in-place operation in two steps."""
     recorder.writes.prepare(target)
@@ -103,5 +134,6 @@ def write(recorder: Recorder, target: Tensor, value: Tensor) -> Tensor:
             f"follow. {WAY_OUT}"
         ) from error
     setattr(target, tags.ATTRIBUTE, tag_of(value))
+    copied(target, value)
     tag_base(recorder, target)
     return target
