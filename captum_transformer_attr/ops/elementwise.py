@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from captum_transformer_attr.ops.bilinear import unbroadcast
+from captum_transformer_attr.ops.stacked import scaled_parts
 from captum_transformer_attr.recording import layout as lay
 from captum_transformer_attr.recording import tags
 from captum_transformer_attr.recording.node import Grads, LocalNode, Node
@@ -92,6 +93,9 @@ def scaled(recorder: Recorder, x: Any, factor: Any, divide: bool = False) -> Any
     kept: dict[str, Any] = (
         {"role": tag.role, "root": tag.root if tag.root >= 0 else tag.origin, "sum_of": tag.sum_of} if tag else {}
     )
+    if tag is not None and tag.intact and not (divide and not isinstance(factor, Tensor) and factor == 0):
+        kept["parts"] = scaled_parts(tag, x, 1 / factor if divide else factor, shape)
+        kept["parts_dim"] = tag.parts_dim
     return recorder.run(Scale(factor, divide), x, layout=layout, **kept)
 
 
