@@ -22,6 +22,7 @@ from captum_transformer_attr import (
     register_rule,
     unregister_rule,
 )
+from captum_transformer_attr.ops.elementwise import ALIASES, BOUNDED, UNBOUNDED
 from captum_transformer_attr.recording.inputs import parse
 from captum_transformer_attr.recording.session import recorded
 from captum_transformer_attr.recording.signal import gradient_signal
@@ -322,6 +323,40 @@ def test_gradient_of_the_recording_is_the_model_s(name):
     images = IMAGES.clone().requires_grad_()
     (want,) = torch.autograd.grad(model(images)[:, 1].sum(), images)
     torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
+
+
+ARGUMENTS = {
+    "threshold": (0.1, -0.2),
+    "pow": (3,),
+    "float_power": (2,),
+    "prelu": (torch.full((1,), 0.3, dtype=torch.float64),),
+    "clamp": (-0.5, 0.7),
+    "clip": (-0.5, 0.7),
+    "clamp_min": (0.1,),
+    "clamp_max": (0.1,),
+}
+ARGUMENTS["__pow__"] = ARGUMENTS["pow"]
+POSITIVE = {"log", "log1p", "special_log1p", "log2", "sqrt", "rsqrt", "reciprocal"}
+
+
+@pytest.mark.parametrize("name", sorted(BOUNDED | UNBOUNDED | set(ALIASES) - {"log_sigmoid"}))
+def test_every_function_of_one_element_is_followed(name):
+    """Under every name that torch has for it, with autograd's gradient."""
+    plain = name.removeprefix("special_")
+    forms = [getattr(p, plain) for p in (nn.functional, torch, torch.special, torch.Tensor) if hasattr(p, plain)]
+    images = IMAGES[:1].abs() + 0.1 if name in POSITIVE else IMAGES[:1]
+    for form in forms:
+
+        def model(x, form=form):
+            return form(x, *ARGUMENTS.get(name, ())).mul(torch.arange(1, 9)).sum((1, 2, 3))[:, None]
+
+        leaf = images.clone().requires_grad_()
+        (want,) = torch.autograd.grad(model(leaf).sum(), leaf)
+        given = parse(images)
+        with recorded(model, given, verified=set()) as recording:
+            recording.select(0)
+            (got,) = recording.send(gradient_signal(), list(given.leaves.values()))
+        torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-13)
 
 
 def reparametrised(change):

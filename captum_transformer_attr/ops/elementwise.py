@@ -16,12 +16,22 @@ from captum_transformer_attr.recording.recorder import Recorder
 from captum_transformer_attr.recording.registry import HANDLERS, handles
 from captum_transformer_attr.recording.tags import tag_of
 
-BOUNDED = frozenset("sigmoid tanh hardsigmoid hardtanh erf softsign logsigmoid sin cos atan".split())
+BOUNDED = frozenset("sigmoid tanh hardsigmoid hardtanh erf softsign sin cos atan".split())
 UNBOUNDED = frozenset(
-    """relu gelu silu relu6 leaky_relu elu selu celu mish hardswish softplus prelu rrelu threshold hardshrink
+    """relu gelu silu logsigmoid relu6 leaky_relu elu selu celu mish hardswish softplus prelu rrelu threshold hardshrink
     softshrink tanhshrink log sqrt rsqrt square abs reciprocal pow log1p expm1 clamp clamp_min clamp_max clip log2
     erfc sinh cosh nan_to_num rsqrt sign float_power""".split()
 )
+# Other names under which torch dispatches them.
+ALIASES = {
+    "__pow__": "pow",
+    "__abs__": "abs",
+    "absolute": "abs",
+    "arctan": "atan",
+    "log_sigmoid": "logsigmoid",
+    "special_expit": "sigmoid",
+    **{f"special_{name}": name for name in ("erf", "erfc", "expm1", "log1p")},
+}
 
 
 class Elementwise(LocalNode):
@@ -136,6 +146,5 @@ def register_elementwise(name: str) -> None:
 
 for _name in sorted(BOUNDED | UNBOUNDED):
     register_elementwise(_name)
-HANDLERS["__pow__"] = HANDLERS["pow"]
-HANDLERS["__abs__"] = HANDLERS["abs"]
-HANDLERS["special_expit"] = HANDLERS["sigmoid"]
+for _alias, _name in ALIASES.items():
+    HANDLERS[_alias] = HANDLERS[_name]
