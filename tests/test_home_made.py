@@ -249,6 +249,13 @@ class PowersOfTwo(Attention):
         return ((e / e.sum(-1, keepdim=True)) @ v).transpose(1, 2).flatten(2)
 
 
+class PowersOfAConstant(Attention):
+    def mix(self, q, k, v):
+        q, k, v = split_heads(q, k, v)
+        e = 3.0 ** (q @ k.mT / (C // H) ** 0.5 / math.log(3))
+        return ((e / e.sum(-1, keepdim=True)) @ v).transpose(1, 2).flatten(2)
+
+
 class LogSumExp(Attention):
     """The logarithm of the sum is taken off the scores."""
 
@@ -300,7 +307,7 @@ class ShiftedInPlace(Attention):
 
 
 WRITTEN_OUT = [Exponentials, StableExponentials, DividedLast, ShiftedScores, LogSoftmax, PowersOfTwo, LogSumExp]
-WRITTEN_OUT += [LogOfSum, SummedProducts, InPlace, ShiftedInPlace]
+WRITTEN_OUT += [LogOfSum, SummedProducts, PowersOfAConstant, InPlace, ShiftedInPlace]
 
 
 class Residual(nn.Module):

@@ -195,6 +195,18 @@ def layer_norm(
     return normalise(recorder, LayerNorm(normalized_shape, weight, bias, eps, centre=True), input)
 
 
+@handles("native_layer_norm")
+def native_layer_norm(
+    recorder: Recorder, input: Tensor, normalized_shape: Any, weight: Any, bias: Any, eps: float
+) -> Any:
+    """A layer norm that also returns its statistics."""
+    dims = tuple(range(-len(normalized_shape), 0))
+    with recorder:
+        y = F.layer_norm(input, normalized_shape, weight, bias, eps)
+        deviation = (torch.var(input, dims, correction=0, keepdim=True) + eps).sqrt()
+        return y, input.mean(dims, keepdim=True), 1 / deviation
+
+
 @handles("rms_norm")
 def rms_norm(recorder: Recorder, input: Tensor, normalized_shape: Any, weight: Any = None, eps: Any = None) -> Any:
     return normalise(recorder, LayerNorm(normalized_shape, weight, None, eps, centre=False), input)

@@ -26,6 +26,7 @@ from captum_transformer_attr.recording.leaving import (
     refuse_cut,
     refuse_export,
     refuse_nested,
+    way_out,
 )
 from captum_transformer_attr.recording.names import LIKE_ANOTHER, PASSIVE, base_name, is_in_place, name_of, writes
 from captum_transformer_attr.recording.nested import tensors_in
@@ -127,8 +128,7 @@ class Recorder(TorchFunctionMode):
                 recover(self, t)
         if name in REFUSED:
             raise UnsupportedOperationError(
-                f"no rule for operation '{name}' in {place(self.path)}: {REFUSED[name]}. "
-                f"Way out: register_rule(type(model.get_submodule('{self.path}')), relevance=...)."
+                f"no rule for operation '{name}' in {place(self.path)}: {REFUSED[name]}. Way out: {way_out(self.path)}."
             )
         if base_name(name) in ("sub", "subtract"):
             args = tuple(map(attached, args))
