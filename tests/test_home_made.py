@@ -18,6 +18,9 @@ from captum_transformer_attr import (
     TransformerRelevance,
     UnsupportedOperationError,
 )
+from captum_transformer_attr.recording.inputs import parse
+from captum_transformer_attr.recording.session import recorded
+from captum_transformer_attr.recording.signal import gradient_signal
 
 C, H, N, CLASSES = 16, 2, 6, 4
 TOKENS = torch.randn(2, N, C, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -246,6 +249,13 @@ class PowersOfTwo(Attention):
         return ((e / e.sum(-1, keepdim=True)) @ v).transpose(1, 2).flatten(2)
 
 
+class PowersOfAConstant(Attention):
+    def mix(self, q, k, v):
+        q, k, v = split_heads(q, k, v)
+        e = 3.0 ** (q @ k.mT / (C // H) ** 0.5 / math.log(3))
+        return ((e / e.sum(-1, keepdim=True)) @ v).transpose(1, 2).flatten(2)
+
+
 class LogSumExp(Attention):
     """The logarithm of the sum is taken off the scores."""
 
@@ -275,8 +285,29 @@ class SummedProducts(Attention):
         return (scores.softmax(-1)[..., None] * v[..., None, :, :]).sum(-2).transpose(1, 2).flatten(2)
 
 
+class InPlace(Attention):
+    """Every step overwrites the scores; what the largest one was taken of is gone when a signal goes back."""
+
+    def mix(self, q, k, v):
+        q, k, v = split_heads(q, k, v)
+        scores = q @ k.mT
+        scores /= (C // H) ** 0.5
+        scores -= scores.amax(-1, keepdim=True).detach()
+        scores.exp_()
+        scores /= scores.sum(-1, keepdim=True)
+        return (scores @ v).transpose(1, 2).flatten(2)
+
+
+class ShiftedInPlace(Attention):
+    def mix(self, q, k, v):
+        q, k, v = split_heads(q, k, v)
+        scores = q @ k.mT / (C // H) ** 0.5
+        scores -= scores.amax(-1, keepdim=True)
+        return (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
+
+
 WRITTEN_OUT = [Exponentials, StableExponentials, DividedLast, ShiftedScores, LogSoftmax, PowersOfTwo, LogSumExp]
-WRITTEN_OUT += [LogOfSum, SummedProducts]
+WRITTEN_OUT += [LogOfSum, SummedProducts, PowersOfAConstant, InPlace, ShiftedInPlace]
 
 
 class Residual(nn.Module):
@@ -600,6 +631,39 @@ def test_attention_pooling(name):
     torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
 
 
+SPREADS = {
+    "all": ((), {}),
+    "all, biased": ((False,), {}),
+    "axis": ((-1,), {}),
+    "axes": (((0, -1),), {}),
+    "axis, biased": ((-1, False), {}),
+    "axis, biased, kept": ((-1, False, True), {}),
+    "by name": ((), {"dim": (-1,), "unbiased": False, "keepdim": True}),
+    "correction": ((-1,), {"correction": 2, "keepdim": True}),
+    "as in numpy": ((), {"axis": -1, "keepdims": True}),
+}
+
+
+@pytest.mark.parametrize("signature", SPREADS)
+@pytest.mark.parametrize("name", ["var", "std", "var_mean", "std_mean"])
+def test_spread_in_every_signature(name, signature):
+    """What a recording gives are torch's own values, and its gradient is autograd's."""
+    args, kwargs = SPREADS[signature]
+
+    def model(x):
+        result = getattr(torch, name)(x[0], *args, **kwargs)
+        parts = result if isinstance(result, tuple) else (result,)
+        return torch.stack([part.square().sum() * (i + 1) for i, part in enumerate(parts)]).sum()[None, None]
+
+    one, leaf = TOKENS[:1], TOKENS[:1].clone().requires_grad_()
+    want = model(leaf)
+    (gradient,) = torch.autograd.grad(want.sum(), leaf)
+    with recorded(model, parse(one), verified=set()) as recording:
+        torch.testing.assert_close(recording.select(0), want[0].detach(), rtol=1e-12, atol=0)
+        (got,) = recording.send(gradient_signal(), list(recording.inputs.leaves.values()))
+    torch.testing.assert_close(got, gradient, rtol=1e-10, atol=1e-13)
+
+
 class Normalised(nn.Module):
     """A block, a norm, a block."""
 
@@ -622,6 +686,10 @@ def sums_over_channels(x):
     return centred * torch.rsqrt(centred.square().sum(-1, keepdim=True) / C + 1e-5)
 
 
+def by_moments(spread, mean, x, power=0.5):
+    return (x - mean) / (spread + 1e-5) ** power
+
+
 def moments(x):
     mean = x.mean(-1, keepdim=True)
     return (x - mean) * ((x * x).mean(-1, keepdim=True) - mean * mean + 1e-5) ** -0.5
@@ -635,6 +703,14 @@ NORMS = {
     "mean without its axis": (mean_without_axis, lambda x: F.layer_norm(x, (C,))),
     "sums over channels": (sums_over_channels, lambda x: F.layer_norm(x, (C,))),
     "moments": (moments, lambda x: F.layer_norm(x, (C,))),
+    "variance and mean in one call": (
+        lambda x: by_moments(*torch.var_mean(x, -1, False, True), x),
+        lambda x: F.layer_norm(x, (C,)),
+    ),
+    "deviation and mean in one call": (
+        lambda x: by_moments(*torch.std_mean(x, axis=-1, keepdims=True), x, power=1),
+        lambda x: (x - x.mean(-1, keepdim=True)) / (x.std(-1, keepdim=True) + 1e-5),
+    ),
     "squares by einsum": (
         lambda x: x * (torch.einsum("bnc,bnc->bn", x, x) / C + 1e-6).rsqrt()[..., None],
         root_mean_square,

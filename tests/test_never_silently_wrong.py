@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import math
 import threading
 
 import numpy as np
@@ -23,6 +24,7 @@ from captum_transformer_attr import (
     register_rule,
     unregister_rule,
 )
+from captum_transformer_attr.ops.elementwise import ALIASES, BOUNDED, UNBOUNDED
 from captum_transformer_attr.recording.inputs import parse
 from captum_transformer_attr.recording.session import recorded
 from captum_transformer_attr.recording.signal import gradient_signal
@@ -240,7 +242,22 @@ def pruned_by_index(x):
     return torch.stack(rows)
 
 
+def masked_attention(x, mask):
+    return (x @ x.mT / 4).masked_fill(mask, -1e9).softmax(-1) @ torch.tanh(x)[:, torch.arange(x.shape[1])]
+
+
+def second_differences(x):
+    x = x[:, 1:] - x[:, :-1]
+    return x[:, 1:] - x[:, :-1]
+
+
+def unit(x):
+    return x / x.norm(dim=-1, keepdim=True)
+
+
+MASK = torch.ones(5, 5, dtype=torch.bool).triu(2)
 MATRIX = torch.randn(16, 16, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+CUBE = MATRIX[:, :, None] * MATRIX[:, None]
 
 EXACT = {
     "slices written": (slices_written, lambda x: torch.cat([x[:, :1] * 2, x[:, 1:].tanh()], 1)),
@@ -251,6 +268,36 @@ EXACT = {
     "interpolation": (lambda x: torch.lerp(x, torch.tanh(x), 0.3), lambda x: 0.7 * x + 0.3 * torch.tanh(x)),
     "tensordot": (lambda x: torch.tensordot(x, MATRIX, dims=([2], [1])), lambda x: x @ MATRIX.T),
     "tensordot over the last axis": (lambda x: torch.tensordot(x, MATRIX, dims=1), lambda x: x @ MATRIX),
+    "inner products": (lambda x: torch.inner(x, MATRIX), lambda x: x @ MATRIX.T),
+    "matrix times vector": (
+        lambda x: x + torch.stack([torch.addmv(MATRIX[1, :5], t, MATRIX[0], beta=2, alpha=3) for t in x])[..., None],
+        lambda x: x + (3 * (x @ MATRIX[0]) + 2 * MATRIX[1, :5])[..., None],
+    ),
+    "product of three": (
+        lambda x: torch.linalg.multi_dot([x.flatten(0, 1), MATRIX, MATRIX]).view_as(x),
+        lambda x: x @ MATRIX @ MATRIX,
+    ),
+    "bilinear layer": (
+        lambda x: nn.functional.bilinear(x, torch.tanh(x), CUBE),
+        lambda x: torch.einsum("bni,oij,bnj->bno", x, CUBE, torch.tanh(x)),
+    ),
+    "differences": (
+        lambda x: x.diff(dim=1, n=2, prepend=x[:, :2]),
+        lambda x: second_differences(torch.cat([x[:, :2], x], 1)),
+    ),
+    "power of a constant": (lambda x: 2.0**x + torch.pow(3, x), lambda x: torch.exp2(x) + torch.exp(x * math.log(3))),
+    "cosine": (
+        lambda x: x + nn.functional.cosine_similarity(x, x[:, :1], dim=-1)[..., None],
+        lambda x: x + (unit(x) * unit(x[:, :1])).sum(-1, keepdim=True),
+    ),
+    "layer norm with its statistics": (
+        lambda x: torch.native_layer_norm(x, (16,), MATRIX[0], MATRIX[1], 1e-5)[0],
+        lambda x: nn.functional.layer_norm(x, (16,), MATRIX[0], MATRIX[1], 1e-5),
+    ),
+    "running sum over channels": (
+        lambda x: x.cumsum(-1),
+        lambda x: torch.stack([x[..., : i + 1].sum(-1) for i in range(x.shape[-1])], -1),
+    ),
     "a branch on values": (lambda x: x * 2 if bool((x.abs() > 1e9).any()) else x * 3, lambda x: x * 3),
     "einsum with an ellipsis": (lambda x: torch.einsum("...c,dc->...d", x, MATRIX), lambda x: x @ MATRIX.T),
     "einsum of three": (
@@ -266,6 +313,10 @@ EXACT = {
     "non-reentrant checkpoint": (
         lambda x: checkpoint(lambda t: x + torch.tanh(t), x, use_reentrant=False),
         lambda x: x + torch.tanh(x),
+    ),
+    "attention in a non-reentrant checkpoint": (
+        lambda x: x + checkpoint(masked_attention, x, MASK, use_reentrant=False),
+        lambda x: x + masked_attention(x, MASK),
     ),
     "a constant overwritten afterwards": (mask_overwritten, lambda x: x * 1.0),
     "a value overwritten afterwards": (value_overwritten, lambda x: x + torch.tanh(x * 1.5)),
@@ -314,6 +365,65 @@ def test_gradient_of_the_recording_is_the_model_s(name):
     images = IMAGES.clone().requires_grad_()
     (want,) = torch.autograd.grad(model(images)[:, 1].sum(), images)
     torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
+
+
+ARGUMENTS = {
+    "threshold": (0.1, -0.2),
+    "pow": (3,),
+    "float_power": (2,),
+    "prelu": (torch.full((1,), 0.3, dtype=torch.float64),),
+    "clamp": (-0.5, 0.7),
+    "clip": (-0.5, 0.7),
+    "clamp_min": (0.1,),
+    "clamp_max": (0.1,),
+}
+ARGUMENTS["__pow__"] = ARGUMENTS["pow"]
+POSITIVE = {"log", "log1p", "special_log1p", "log2", "sqrt", "rsqrt", "reciprocal"}
+
+
+@pytest.mark.parametrize("name", sorted(BOUNDED | UNBOUNDED | set(ALIASES) - {"log_sigmoid"}))
+def test_every_function_of_one_element_is_followed(name):
+    """Under every name that torch has for it, with autograd's gradient."""
+    plain = name.removeprefix("special_")
+    forms = [getattr(p, plain) for p in (nn.functional, torch, torch.special, torch.Tensor) if hasattr(p, plain)]
+    images = IMAGES[:1].abs() + 0.1 if name in POSITIVE else IMAGES[:1]
+    for form in forms:
+
+        def model(x, form=form):
+            return form(x, *ARGUMENTS.get(name, ())).mul(torch.arange(1, 9)).sum((1, 2, 3))[:, None]
+
+        leaf = images.clone().requires_grad_()
+        (want,) = torch.autograd.grad(model(leaf).sum(), leaf)
+        given = parse(images)
+        with recorded(model, given, verified=set()) as recording:
+            recording.select(0)
+            (got,) = recording.send(gradient_signal(), list(given.leaves.values()))
+        torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-13)
+
+
+def test_the_way_out_of_the_model_itself_is_a_module():
+    """A rule for the root would replace the whole model."""
+    with pytest.raises(UnsupportedOperationError, match="'fmod' in the model itself.*module of its own") as error:
+        TransformerRelevance(AtTheRoot().double()).attribute(IMAGES, target=1)
+    assert "get_submodule" not in str(error.value)
+
+
+class AtTheRoot(Changed):
+    def __init__(self):
+        super().__init__(torch.tanh)
+
+    def forward(self, x):
+        return super().forward(torch.fmod(x, 2))
+
+
+def test_what_vmap_hides_is_not_called_the_operation_of_another_module():
+    model = nn.Sequential(Changed(torch.tanh).vit.blocks[0], Step(hidden_tanh)).double()
+    with pytest.raises(UnsupportedOperationError, match="operation 'Tanh', whose result module '1' uses"):
+        TransformerRelevance(model).attribute(torch.randn(2, 5, 16, dtype=torch.float64), target=(0, 1))
+
+
+def hidden_tanh(x):
+    return torch.vmap(torch.tanh)(x) * 2
 
 
 def reparametrised(change):

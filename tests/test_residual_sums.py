@@ -1,11 +1,13 @@
 """Which operand of a sum is the residual trunk: the token flow against a rollout by hand, for every way to write it."""
 
+import functools
+
 import pytest
 import torch
 from tiny_models import WatchedAttention, randomise
 from torch import nn
 
-from captum_transformer_attr import AttentionRollout, TransformerRelevance
+from captum_transformer_attr import AttentionRelevance, AttentionRollout, TransformerLRP, TransformerRelevance
 
 WIDTH, TOKENS = 8, 5
 
@@ -84,6 +86,52 @@ class TrunkLast(Block):
 
     def layer(self, eye):
         return eye + self.attend.maps[0]
+
+
+W = torch.tensor([0.6, 0.8], dtype=torch.float64)
+JOINED = {
+    "sum of a scaled stack": lambda x, y: (torch.stack([x, y]) * W[:, None, None, None]).sum(0),
+    "sum that keeps the axis": lambda x, y: (torch.stack([x, y]) * W[:, None, None, None]).sum(0, keepdim=True)[0],
+    "mean of a scaled stack": lambda x, y: (torch.stack([x, y], 1) * W[:, None, None]).mean(1) * 2,
+    "a divided stack": lambda x, y: (torch.stack([x, y], 2) / (1 / W[:, None])).sum(2),
+    "einsum": lambda x, y: torch.einsum("k,kbnc->bnc", W, torch.stack([x, y])),
+    "einsum, a weight per channel": lambda x, y: torch.einsum(
+        "bnkc,kc->bnc", torch.stack([x, y], 2), W[:, None].expand(2, WIDTH)
+    ),
+    "tensordot": lambda x, y: torch.tensordot(W, torch.stack([x, y]), dims=1),
+    "product with a vector": lambda x, y: torch.stack([x, y], -1) @ W,
+    "product with a column": lambda x, y: (torch.stack([x, y], -1) @ W[:, None])[..., 0],
+    "product with a row": lambda x, y: (W[None] @ torch.stack([x, y], -2))[..., 0, :],
+    "cat of new axes": lambda x, y: (torch.cat([x[None], y[None]]) * W[:, None, None, None]).sum(0),
+    "cat of scaled parts": lambda x, y: torch.cat([0.6 * x[:, None], 0.8 * y[:, None]], 1).sum(1),
+    "taken out of the stack": lambda x, y: 0.6 * torch.stack([x, y])[0] + 0.8 * torch.stack([x, y]).unbind()[1],
+    "axes of the stack reordered": lambda x, y: (torch.stack([x, y]).permute(1, 2, 3, 0) * W).sum(-1),
+}  # fmt: skip
+
+
+class JoinedTrunk(Block):
+    """Trunk and branch of the attention are joined, and weighted, in some way."""
+
+    def __init__(self, joined):
+        super().__init__()
+        self.joined = joined
+
+    def forward(self, x):
+        x = self.joined(x, self.attend(x))
+        return x + self.mlp(x)
+
+
+@pytest.mark.parametrize("name", JOINED)
+def test_weighted_sum_of_a_stack_is_the_sum_of_its_parts(name):
+    x = torch.randn(2, TOKENS, 3, dtype=torch.float64)
+    plain, stacked = (
+        randomise(Model(functools.partial(JoinedTrunk, joined)).double())
+        for joined in (lambda x, y: 0.6 * x + 0.8 * y, JOINED[name])
+    )
+    for method in (AttentionRelevance, TransformerRelevance, TransformerLRP):
+        got, want = (method(model).attribute(x, 1) for model in (stacked, plain))
+        assert want.abs().max() > 0
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
 
 
 KINDS = (ScaledTrunk, ProjectedTrunk, BranchOfBoth, OneAfterTheOther, TrunkLast)

@@ -15,5 +15,6 @@ from captum_transformer_attr.ops import product as product
 from captum_transformer_attr.ops import reduction as reduction
 from captum_transformer_attr.ops import scatter as scatter
 from captum_transformer_attr.ops import norm as norm
+from captum_transformer_attr.ops import composed as composed
 from captum_transformer_attr.ops import embedding as embedding
 from captum_transformer_attr.ops import shape as shape

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from captum_transformer_attr.ops.attention import ValueProduct, over_channels, within_tokens
 from captum_transformer_attr.ops.linear import constant_product
+from captum_transformer_attr.ops.stacked import along, summed, value, weighted_parts
 from captum_transformer_attr.recording import layout as lay
 from captum_transformer_attr.recording import tags
 from captum_transformer_attr.recording.node import Grads, Node
@@ -68,6 +69,10 @@ def product_layout(
 @handles("matmul", "__matmul__", "bmm", "mm")
 def matmul(recorder: Recorder, a: Tensor, b: Tensor) -> Any:
     if not (a.requires_grad and b.requires_grad):
+        with recorder:
+            stacked = weighted_parts(a, b)
+        if stacked is not None:
+            return stacked
         return constant_product(recorder, a, b)
     if a.ndim < 2 or b.ndim < 2:
         with recorder:
@@ -241,6 +246,11 @@ def contract_one(term: str, result: str, x: Tensor) -> Tensor:
 
 def contract_two(a: str, b: str, result: str, x: Tensor, y: Tensor) -> Tensor:
     """One pairwise contraction as a (batched) matrix product."""
+    stacked = contract_parts(a, b, result, x, y)
+    if stacked is None:
+        stacked = contract_parts(b, a, result, y, x)
+    if stacked is not None:
+        return stacked
     for term, other in ((a, b), (b, a)):
         gone = [c for c in term if c not in other and c not in result]
         if gone:
@@ -277,6 +287,28 @@ def contract_two(a: str, b: str, result: str, x: Tensor, y: Tensor) -> Tensor:
     product = arrange(x, a, rows, inner) @ arrange(y, b, inner, columns)
     letters = [*batch, *rows, *columns]
     return product.reshape([size[c] for c in letters]).permute([letters.index(c) for c in result]).contiguous()
+
+
+def contract_parts(term: str, other: str, result: str, stacked: Tensor, weights: Tensor) -> Tensor | None:
+    """A contraction over the axis along which values were stacked, with constant weights, as a sum of the parts."""
+    tag = tag_of(stacked)
+    if tag is None or not tag.intact:
+        return None
+    dim, parts = tag.parts_dim, tag.parts
+    if weights.requires_grad or term[dim] in result or term[dim] not in other:
+        return None
+    rest, weighing = term[:dim] + term[dim + 1 :], other.replace(term[dim], "")
+    axis = other.index(term[dim]) - len(other)
+    terms = []
+    for k, part in enumerate(parts):
+        weight = along(weights, axis, k)
+        terms.append(
+            contract_two(rest, weighing, result, value(part), weight)
+            if weighing
+            else contract_one(rest, result, value(part)) * weight
+        )
+    contraction: Tensor = summed(terms)
+    return contraction
 
 
 def spans(start: int, groups: tuple[list[str], ...]) -> list[range]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from captum_transformer_attr.ops.bilinear import unbroadcast
+from captum_transformer_attr.ops.stacked import scaled_parts
 from captum_transformer_attr.recording import layout as lay
 from captum_transformer_attr.recording import tags
 from captum_transformer_attr.recording.node import Grads, LocalNode, Node
@@ -15,12 +16,22 @@ from captum_transformer_attr.recording.recorder import Recorder
 from captum_transformer_attr.recording.registry import HANDLERS, handles
 from captum_transformer_attr.recording.tags import tag_of
 
-BOUNDED = frozenset("sigmoid tanh hardsigmoid hardtanh erf softsign logsigmoid sin cos atan".split())
+BOUNDED = frozenset("sigmoid tanh hardsigmoid hardtanh erf softsign sin cos atan".split())
 UNBOUNDED = frozenset(
-    """relu gelu silu relu6 leaky_relu elu selu celu mish hardswish softplus prelu rrelu threshold hardshrink
+    """relu gelu silu logsigmoid relu6 leaky_relu elu selu celu mish hardswish softplus prelu rrelu threshold hardshrink
     softshrink tanhshrink log sqrt rsqrt square abs reciprocal pow log1p expm1 clamp clamp_min clamp_max clip log2
     erfc sinh cosh nan_to_num rsqrt sign float_power""".split()
 )
+# Other names under which torch dispatches them.
+ALIASES = {
+    "__pow__": "pow",
+    "__abs__": "abs",
+    "absolute": "abs",
+    "arctan": "atan",
+    "log_sigmoid": "logsigmoid",
+    "special_expit": "sigmoid",
+    **{f"special_{name}": name for name in ("erf", "erfc", "expm1", "log1p")},
+}
 
 
 class Elementwise(LocalNode):
@@ -92,6 +103,9 @@ def scaled(recorder: Recorder, x: Any, factor: Any, divide: bool = False) -> Any
     kept: dict[str, Any] = (
         {"role": tag.role, "root": tag.root if tag.root >= 0 else tag.origin, "sum_of": tag.sum_of} if tag else {}
     )
+    if tag is not None and tag.intact and not (divide and not isinstance(factor, Tensor) and factor == 0):
+        kept["parts"] = scaled_parts(tag, x, 1 / factor if divide else factor, shape)
+        kept["parts_dim"] = tag.parts_dim
     return recorder.run(Scale(factor, divide), x, layout=layout, **kept)
 
 
@@ -132,6 +146,5 @@ def register_elementwise(name: str) -> None:
 
 for _name in sorted(BOUNDED | UNBOUNDED):
     register_elementwise(_name)
-HANDLERS["__pow__"] = HANDLERS["pow"]
-HANDLERS["__abs__"] = HANDLERS["abs"]
-HANDLERS["special_expit"] = HANDLERS["sigmoid"]
+for _alias, _name in ALIASES.items():
+    HANDLERS[_alias] = HANDLERS[_name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -194,6 +195,18 @@ def layer_norm(
     return normalise(recorder, LayerNorm(normalized_shape, weight, bias, eps, centre=True), input)
 
 
+@handles("native_layer_norm")
+def native_layer_norm(
+    recorder: Recorder, input: Tensor, normalized_shape: Any, weight: Any, bias: Any, eps: float
+) -> Any:
+    """A layer norm that also returns its statistics."""
+    dims = tuple(range(-len(normalized_shape), 0))
+    with recorder:
+        y = F.layer_norm(input, normalized_shape, weight, bias, eps)
+        deviation = (torch.var(input, dims, correction=0, keepdim=True) + eps).sqrt()
+        return y, input.mean(dims, keepdim=True), 1 / deviation
+
+
 @handles("rms_norm")
 def rms_norm(recorder: Recorder, input: Tensor, normalized_shape: Any, weight: Any = None, eps: Any = None) -> Any:
     return normalise(recorder, LayerNorm(normalized_shape, weight, None, eps, centre=False), input)
@@ -249,35 +262,66 @@ def centred(recorder: Recorder, x: Tensor, mean: Tensor) -> Tensor:
     return recorder.run(Centring(), x, mean, layout=tag.layout, weighted=tag.weighted, attention=tag.attention)
 
 
-def statistic_handler(name: str, function: Any) -> Any:
-    position = 0 if name in ("var", "std") else 1  # of the axes among the further arguments
+def statistic(
+    recorder: Recorder, input: Tensor, function: Callable[[Tensor], Tensor], degree: int, dims: tuple[int, ...]
+) -> Tensor:
+    """Record ``function``, a statistic of this degree over the axes ``dims``."""
+    node = Statistic(degree, dims)
+    node.function = function
+    tag = tag_of(input)
+    keeps = function(input.detach()).ndim == input.ndim
+    layout = lay.without(tag.layout, dims, keeps) if tag else None
+    return recorder.run(node, input, layout=layout, role=tags.STATISTIC)
 
+
+def norm_handler(function: Any) -> Any:
     def handler(recorder: Recorder, input: Tensor, *args: Any, **kwargs: Any) -> Any:
-        dim = kwargs.get("dim", args[position] if len(args) > position else None)
-        dims = lay.dims_of(input, None if isinstance(dim, bool) else dim)
-        node = Statistic(2 if name == "var" else 1, dims)
-        node.function = lambda x: function(x, *args, **kwargs)
-        tag = tag_of(input)
-        keeps = function(input.detach(), *args, **kwargs).ndim == input.ndim
-        layout = lay.without(tag.layout, dims, keeps) if tag else None
-        return recorder.run(node, input, layout=layout, role=tags.STATISTIC)
+        dims = lay.dims_of(input, kwargs.get("dim", args[1] if len(args) > 1 else None))
+        return statistic(recorder, input, lambda x: function(x, *args, **kwargs), 1, dims)
 
     return handler
 
 
 for _name, _function in (
     ("norm", torch.norm),
-    ("var", torch.var),
-    ("std", torch.std),
     ("linalg_norm", torch.linalg.norm),
     ("linalg_vector_norm", torch.linalg.vector_norm),
 ):
-    handles(_name)(statistic_handler(_name, _function))
+    handles(_name)(norm_handler(_function))
 
 
-@handles("var_mean", "std_mean")
-def var_mean(recorder: Recorder, input: Tensor, *args: Any, **kwargs: Any) -> Any:
-    with recorder:
-        dim = kwargs.get("dim", args[0] if args else None)
-        keepdim = kwargs.get("keepdim", False)
-        return torch.var(input, *args, **kwargs), input.mean(dim, keepdim=keepdim)
+def spread_options(
+    dim: Any = None,
+    unbiased: Any = None,
+    keepdim: bool = False,
+    *,
+    correction: Any = None,
+    axis: Any = None,
+    keepdims: Any = None,
+) -> dict[str, Any]:
+    """The arguments of a variance in any of torch's signatures, as those of one."""
+    if isinstance(dim, bool):
+        dim, unbiased = None, dim
+    if correction is None:
+        correction = 1 if unbiased is None else int(unbiased)
+    return {
+        "dim": dim if axis is None else axis,
+        "correction": correction,
+        "keepdim": keepdim if keepdims is None else keepdims,
+    }
+
+
+def spread_handler(function: Any, degree: int, with_mean: bool) -> Any:
+    def handler(recorder: Recorder, input: Tensor, *args: Any, **kwargs: Any) -> Any:
+        options = spread_options(*args, **kwargs)
+        dims = lay.dims_of(input, options["dim"])
+        spread = statistic(recorder, input, lambda x: function(x, **options), degree, dims)
+        with recorder:
+            return (spread, input.mean(dims, keepdim=options["keepdim"])) if with_mean else spread
+
+    return handler
+
+
+for _name, _function, _degree in (("var", torch.var, 2), ("std", torch.std, 1)):
+    handles(_name)(spread_handler(_function, _degree, with_mean=False))
+    handles(f"{_name}_mean")(spread_handler(_function, _degree, with_mean=True))

@@ -64,6 +64,19 @@ def fixed_pooling(recorder: Recorder, function: Any, input: Tensor, *args: Any, 
     )
 
 
+@handles("cumsum")
+def running_sum(recorder: Recorder, input: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> Any:
+    """Sums over the first channels.
+
+    Along tokens it is part of a recurrence (the decay of a state-space model), which mixes tokens without an attention
+    map: refused.
+    """
+    tag = tag_of(input)
+    if tag is None or dim % input.ndim not in lay.feature_axes(tag.layout):
+        return NotImplemented
+    return pool(recorder, input, lambda x: x.cumsum(dim, dtype=dtype), tag.layout, weighted=tag.weighted + 1)
+
+
 def register_pooling(function: Any) -> None:
     name = function.__name__
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from captum_transformer_attr.ops.pooling import pool
 from captum_transformer_attr.ops.product import summed_product
+from captum_transformer_attr.ops.stacked import summed, value
 from captum_transformer_attr.recording import layout as lay
 from captum_transformer_attr.recording import tags
 from captum_transformer_attr.recording.recorder import Recorder
@@ -44,12 +45,9 @@ def reduced(
 ) -> Tensor:
     """Record the mean or the sum (``name``) over ``dims``."""
     tag = tag_of(input)
-    if tag is not None and tag.parts and dims == (tag.parts_dim,) and not keepdim:
-        with recorder:  # the sum of a stack is the sum of its parts: parallel branches of a residual
-            total = tag.parts[0]
-            for part in tag.parts[1:]:
-                total = total + part
-            return total if name == "sum" else total / len(tag.parts)
+    if tag is not None and tag.intact and tag.parts_dim in dims:
+        with recorder:
+            return of_parts(name, tag, dims, keepdim, dtype)
     if name == "sum":
         contraction = summed_product(recorder, input, dims, keepdim)
         if contraction is not None:
@@ -67,6 +65,17 @@ def reduced(
         role=role_of_reduction(tag, dims, input.ndim, statistic),
         root=tag.origin if tag and name == "mean" and keepdim else -1,
     )
+
+
+def of_parts(name: str, tag: Tag, dims: tuple[int, ...], keepdim: bool, dtype: torch.dtype | None) -> Tensor:
+    """A stack's mean or sum over its own axis, and over others: parallel branches of a residual are summed."""
+    result: Tensor = summed(map(value, tag.parts))
+    result = result if name == "sum" else result / len(tag.parts)
+    rest = tuple(d - (d > tag.parts_dim) for d in dims if d != tag.parts_dim)
+    if rest:
+        result = getattr(result, name)(rest, keepdim=keepdim)
+    result = result.unsqueeze(tag.parts_dim) if keepdim else result
+    return result if dtype is None else result.to(dtype)
 
 
 def role_of_reduction(tag: Tag | None, dims: tuple[int, ...], ndim: int, statistic: bool) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from captum_transformer_attr.ops.stacked import as_parts
 from captum_transformer_attr.recording import layout as lay
 from captum_transformer_attr.recording import tags
 from captum_transformer_attr.recording.node import LocalNode
@@ -154,16 +155,29 @@ def cat(recorder: Recorder, tensors: Any, dim: int = 0, *, axis: int | None = No
     dim = dim if axis is None else axis
     pieces = [t for t in tensors if t.numel() or t.ndim > 1]
     result = torch.cat([t.detach() for t in pieces], dim)
+    where = dim % result.ndim
     layouts = [(layout_of(t), t.shape) for t in pieces if t.requires_grad and layout_of(t) is not None]
     layout = None
     if layouts:
         axes = list(layouts[0][0] or ())
-        where = dim % result.ndim
         labels = {label for known, _ in layouts for label, _ in (known or ())[where]}
         if lay.BATCH not in labels:
             axes[where] = lay.axis(labels.pop() if len(labels) == 1 else lay.MIXED, result.shape[where])
             layout = tuple(axes)
-    return join(recorder, lambda values: torch.cat(values, dim), pieces, layout)
+    parts = stacked_by_cat(recorder, pieces, where)
+    return join(recorder, lambda values: torch.cat(values, dim), pieces, layout, parts=parts, parts_dim=where)
+
+
+def stacked_by_cat(recorder: Recorder, pieces: list[Tensor], dim: int) -> tuple[tags.Part, ...]:
+    """The parts that ``cat`` joins along a new axis, as ``stack`` does: their tokens lie along other axes."""
+    if any(t.shape[dim] != 1 for t in pieces) or not all(
+        any(found - {lay.BATCH, lay.FEATURE, lay.MIXED} for found in lay.labels(layout_of(t)))
+        for t in pieces
+        if t.requires_grad
+    ):
+        return ()
+    with recorder:
+        return as_parts([t.squeeze(dim) for t in pieces])
 
 
 @handles("stack")
@@ -172,7 +186,7 @@ def stack(recorder: Recorder, tensors: Any, dim: int = 0) -> Any:
     known = next((layout_of(t) for t in pieces if t.requires_grad), None)
     where = dim % (pieces[0].ndim + 1)
     layout = None if known is None else (*known[:where], lay.axis(lay.MIXED, len(pieces)), *known[where:])
-    parts = tuple(pieces) if all(t.requires_grad for t in pieces) else ()
+    parts = as_parts(pieces)
     return join(recorder, lambda values: torch.stack(values, where), pieces, layout, parts=parts, parts_dim=where)
 
 

@@ -90,6 +90,26 @@ for _name in ("tril", "triu"):
     hide(_name, outside(_name))
 
 
+@handles("__rpow__")
+def power_of_constant(recorder: Recorder, input: Tensor, other: Any) -> Any:
+    """``other ** input``."""
+    base = float(other) if not isinstance(other, Tensor) or other.numel() == 1 else 0.0
+    if base <= 0:
+        return NotImplemented
+    node = Exponential()
+    node.power, node.base = input, base
+    return apply_elementwise(recorder, lambda x: torch.pow(base, x), "exp", input, node=node)
+
+
+@handles("pow", "__pow__", "float_power")
+def power(recorder: Recorder, input: Any, exponent: Any) -> Any:
+    """A live base, or a constant one."""
+    if isinstance(exponent, Tensor) and exponent.requires_grad:
+        constant = not isinstance(input, Tensor) or not input.requires_grad
+        return power_of_constant(recorder, exponent, input) if constant else NotImplemented
+    return apply_elementwise(recorder, torch.pow, "pow", input, exponent)
+
+
 def written_softmax(recorder: Recorder, numerator: Tensor, total: Tensor, divide: bool) -> Tensor | None:
     """Exponentials divided by their total (or times its reciprocal) as a softmax of the exponents; None if it is none.
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from captum_transformer_attr.errors import UnsupportedOperationError
 from captum_transformer_attr.recording import tags
+from captum_transformer_attr.recording.leaving import place, way_out
 from captum_transformer_attr.recording.node import Node
 from captum_transformer_attr.recording.view_like import is_view_like
 
@@ -25,14 +26,13 @@ class Foreign:
 
     operation: str
     path: str
+    seen: bool = True  # whether the module is known to have run it; otherwise it goes on with the result
 
     def message(self) -> str:
         """One line: what, where, and the way out."""
-        where = f"module '{self.path}'" if self.path else "the model itself"
-        return (
-            f"no rule for operation '{self.operation}' in {where}, so no attribution is produced. "
-            f"Way out: register_rule(type(model.get_submodule('{self.path}')), relevance='identity' or your own rule)."
-        )
+        rule = way_out(self.path, "'identity' or your own rule")
+        where = f" in {place(self.path)}" if self.seen else f", whose result {place(self.path)} uses"
+        return f"no rule for operation '{self.operation}'{where}, so no attribution is produced. Way out: {rule}."
 
 
 def walk(output: Tensor) -> Iterator[tuple[Node | None, Foreign | None]]:
@@ -55,10 +55,11 @@ def walk(output: Tensor) -> Iterator[tuple[Node | None, Foreign | None]]:
                 following = [f for f, carries in zip(following[-len(carriers) :], carriers, strict=False) if carries]
         else:
             name = fn.name()
+            noted = tags.ATTRIBUTE in fn.metadata
             operation, path = fn.metadata.get(tags.ATTRIBUTE, ("", path))
             # A function that the user wrote may have any name.
             if hasattr(fn, "_forward_cls") or not is_view_like(name):
-                yield None, Foreign(operation or re.sub(r"Backward\d*$", "", name), path)
+                yield None, Foreign(operation or re.sub(r"Backward\d*$", "", name), path, noted)
         stack += [(f, path) for f in following]
 
 

@@ -34,6 +34,13 @@ def place(path: str) -> str:
     return f"module '{path}'" if path else "the model itself"
 
 
+def way_out(path: str, relevance: str = "...") -> str:
+    """What a message proposes for an operation without a rule."""
+    if path:
+        return f"register_rule(type(model.get_submodule('{path}')), relevance={relevance})"
+    return f"move the operation into a module of its own, and register_rule(ThatModule, relevance={relevance})"
+
+
 def is_data_write(func: Any, name: str) -> bool:
     """``x.data = value``."""
     return name == "data" and getattr(func, "__name__", "") == "__set__"

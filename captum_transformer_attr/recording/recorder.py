@@ -27,12 +27,14 @@ from captum_transformer_attr.recording.leaving import (
     refuse_cut,
     refuse_export,
     refuse_nested,
+    way_out,
 )
 from captum_transformer_attr.recording.names import LIKE_ANOTHER, PASSIVE, base_name, is_in_place, name_of, writes
 from captum_transformer_attr.recording.nested import tensors_in
 from captum_transformer_attr.recording.node import Node, Record
 from captum_transformer_attr.recording.precision import CONVERSIONS, promoted
 from captum_transformer_attr.recording.registry import HANDLERS, LAYOUTS, ON_CONSTANTS, REFUSED
+from captum_transformer_attr.recording.saved import saved_as_it_is, saving_hooks
 from captum_transformer_attr.recording.signal import Pass, Signal
 from captum_transformer_attr.recording.snapshot import Snapshot
 from captum_transformer_attr.recording.tagging import recover, tag_base, tag_native
@@ -98,6 +100,9 @@ class Recorder(TorchFunctionMode):
     # ------------------------------------------------------------------ dispatch
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if saving_hooks() is not None:
+            with saved_as_it_is():
+                return self.__torch_function__(func, types, args, kwargs)
         name = name_of(func)
         if self.paused or (name in PASSIVE and not self.token_numbers):
             return func(*args, **kwargs)
@@ -136,8 +141,7 @@ class Recorder(TorchFunctionMode):
                 recover(self, t)
         if name in REFUSED:
             raise UnsupportedOperationError(
-                f"no rule for operation '{name}' in {place(self.path)}: {REFUSED[name]}. "
-                f"Way out: register_rule(type(model.get_submodule('{self.path}')), relevance=...)."
+                f"no rule for operation '{name}' in {place(self.path)}: {REFUSED[name]}. Way out: {way_out(self.path)}."
             )
         if base_name(name) in ("sub", "subtract"):
             args = tuple(map(attached, args))
@@ -172,7 +176,8 @@ class Recorder(TorchFunctionMode):
         if written is not None:
             self.writes.prepare(written)
         constants = constants_in(self, func, name, operands, args, kwargs, written)
-        result = func(*args, **kwargs)
+        with self.writes.saved_by_torch():
+            result = func(*args, **kwargs)
         mark_dropped(self, name, result if written is None else written)
         for out in tensors_in((result,) if written is None else (written,)):
             if out.requires_grad:

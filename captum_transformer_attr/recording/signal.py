@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from captum_transformer_attr.errors import UnsupportedOperationError
+from captum_transformer_attr.recording.leaving import place, way_out
 from captum_transformer_attr.recording.node import Grads, Node
 
 Rule = Callable[[Any, Tensor, Any], Grads]
@@ -33,8 +34,8 @@ class Signal:
         rule = self.rule_for(type(node))
         if rule is None:
             raise UnsupportedOperationError(
-                f"no '{self.name}' rule for operation '{node.label}' in module '{node.path}'. "
-                f"Way out: register_rule(type(model.get_submodule('{node.path}')), relevance=...)."
+                f"no '{self.name}' rule for operation '{node.label}' in {place(node.path)}. "
+                f"Way out: {way_out(node.path)}."
             )
         return rule(node, arriving, self)
 

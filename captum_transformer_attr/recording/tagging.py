@@ -14,7 +14,7 @@ from captum_transformer_attr.recording.leaving import place
 from captum_transformer_attr.recording.names import LIKE_ANOTHER, base_name
 from captum_transformer_attr.recording.nested import tensors_in
 from captum_transformer_attr.recording.registry import LAYOUTS
-from captum_transformer_attr.recording.tags import Tag, describe, tag_of
+from captum_transformer_attr.recording.tags import Part, Tag, describe, tag_of
 
 if TYPE_CHECKING:
     from captum_transformer_attr.recording.recorder import Recorder
@@ -37,14 +37,17 @@ def tag_native(recorder: Recorder, out: Tensor, name: str, operands: list[Tensor
         recorder.mixes_examples = True
     if len(found) == 1 and layout is not None and features(layout) < features(first.layout):
         # Some channels of several (queries of a joint projection, half of a gated unit) are values of their own.
-        part = (first.origin, out.storage_offset(), out.shape, out.stride())
+        channels = (first.origin, out.storage_offset(), out.shape, out.stride())
         moved = recorder.parts.setdefault(
-            part, recorder.merged(found, role=first.role, root=first.root, sum_of=first.sum_of)
+            channels, recorder.merged(found, role=first.role, root=first.root, sum_of=first.sum_of)
         )
         moved = replace(moved, layout=layout)
+    elif len(found) == 1 and (part := part_taken(out, operands[0], first)) is not None:
+        moved = replace(part, layout=layout)
     elif len(found) == 1:
         # Values that only moved keep their identity, so that a trunk is recognised behind a reshape or a cast.
-        moved = replace(first, layout=layout, parts=(), parts_dim=0)
+        parts, dim = parts_moved(recorder, out, operands[0], first)
+        moved = replace(first, layout=layout, parts=parts, parts_dim=dim)
     else:
         moved = recorder.merged(found, layout=layout, role=common_role(found))
     setattr(out, tags.ATTRIBUTE, moved)
@@ -57,6 +60,42 @@ def common_role(found: list[Tag]) -> str:
     """The role that all of them play, if it is one."""
     roles = {t.role for t in found}
     return roles.pop() if len(roles) == 1 else tags.PLAIN
+
+
+def part_taken(out: Tensor, stacked: Tensor, tag: Tag) -> Tag | None:
+    """The tag of the part that a view takes out of a stack, None if it takes anything else."""
+    if not tag.intact or out.ndim != stacked.ndim - 1:
+        return None
+    dim = tag.parts_dim
+    sizes, steps = ((*t[:dim], *t[dim + 1 :]) for t in (stacked.shape, stacked.stride()))
+    if (tuple(out.shape), out.stride()) != (sizes, steps) or not is_view_of(out, stacked):
+        return None
+    part = tag.parts[(out.storage_offset() - stacked.storage_offset()) // stacked.stride(dim)]
+    return tag_of(part.tensor) if not isinstance(part.factor, Tensor) and part.factor == 1 else None
+
+
+def is_view_of(out: Tensor, tensor: Tensor) -> bool:
+    return out._base is not None and out._base is (tensor if tensor._base is None else tensor._base)
+
+
+def parts_moved(recorder: Recorder, out: Tensor, stacked: Tensor, tag: Tag) -> tuple[tuple[Part, ...], int]:
+    """The parts of a stack, and where they lie, after a view has put its axes into another order; none otherwise."""
+    if not (tag.intact and is_view_of(out, stacked)):
+        return (), 0
+    before, after = (list(zip(t.stride(), t.shape, strict=True)) for t in (stacked, out))
+    if sorted(before) != sorted(after) or len(set(before)) != len(before):
+        return (), 0
+    order = [before.index(axis) for axis in after]
+    rest = [i - (i > tag.parts_dim) for i in order if i != tag.parts_dim]
+
+    def turned(part: Part) -> Part:
+        shape, factor = part.tensor.shape, part.factor
+        tensor = part.tensor.permute(rest)
+        factor = factor.expand(shape).permute(rest) if isinstance(factor, Tensor) else factor
+        return part._replace(tensor=tensor, factor=factor)
+
+    with recorder:
+        return tuple(map(turned, tag.parts)), order.index(tag.parts_dim)
 
 
 def tag_base(recorder: Recorder, written: Tensor) -> None:

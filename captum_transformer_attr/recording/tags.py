@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -38,6 +38,20 @@ class Position(str):
 MARKS = (ATTRIBUTE, HANDLE, CUT, UNKNOWN)
 
 
+def version(tensor: Tensor) -> int:
+    """Changes when a tensor is written into; parameters made in inference mode do not tell."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+class Part(NamedTuple):
+    """One of the tensors that were stacked, the constant it was multiplied by since, and what tells whether the model
+    overwrote it meanwhile."""
+
+    tensor: Tensor
+    factor: Any
+    version: int
+
+
 @dataclass(frozen=True, slots=True)
 class Tag:
     """Provenance of one tensor.
@@ -60,10 +74,16 @@ class Tag:
     root: int = -1
     layout: Layout | None = None
     stride: tuple[int, ...] = ()  # input pixels per step of the token grid, through convolutions
-    parts: tuple[Tensor, ...] = ()  # what ``stack`` joined along axis ``parts_dim``: summing it again is a residual
+    # What was joined along axis ``parts_dim``: summing it again is a residual.
+    parts: tuple[Part, ...] = ()
     parts_dim: int = 0
     sum_of: object = None  # the Sum node whose result this is
     carried: int = 0
+
+    @property
+    def intact(self) -> bool:
+        """Whether it was stacked from parts that are still what they were."""
+        return bool(self.parts) and all(version(p.tensor) == p.version for p in self.parts)
 
     def comes_from(self, other: Tag) -> bool:
         """Whether this tensor was computed from ``other``."""

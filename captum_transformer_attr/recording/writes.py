@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
 from captum_transformer_attr.errors import UnsupportedOperationError
 from captum_transformer_attr.recording import tags
@@ -21,11 +22,21 @@ if TYPE_CHECKING:
     from captum_transformer_attr.recording.snapshot import Snapshot
 
 
+class Saved:
+    """What torch itself saved for the backward pass of one of its operations."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+    def unpack(self) -> Tensor:
+        return self.tensor
+
+
 class Writes:
     """Who keeps which memory, by its address.
 
     Attributes:
-        saved: nodes and snapshots, and the names (or numbers) under which they keep a tensor.
+        saved: nodes, snapshots and ``Saved``, and the names (or numbers) under which they keep a tensor.
         owned: parameters and buffers of the model.
         overwritten: those of them that were written into, with what they held.
         aliases: memory of live tensors that the model also has as constants; held, so that its address is given to no
@@ -34,7 +45,7 @@ class Writes:
     """
 
     def __init__(self) -> None:
-        self.saved: dict[int, list[tuple[Node | Snapshot, Any]]] = {}
+        self.saved: dict[int, list[tuple[Node | Snapshot | Saved, Any]]] = {}
         self.owned: dict[int, Tensor] = {}
         self.overwritten: dict[int, tuple[Tensor, Tensor]] = {}
         self.aliases: dict[int, torch.UntypedStorage] = {}
@@ -48,7 +59,7 @@ class Writes:
         for held in (self.saved, self.owned, self.overwritten, self.aliases, self.marked):
             held.clear()
 
-    def keep(self, node: Node | Snapshot, name: str | int, tensor: Tensor) -> None:
+    def keep(self, node: Node | Snapshot | Saved, name: str | int, tensor: Tensor) -> None:
         """Note that a node keeps this tensor's memory, as the attribute ``name`` or as its leaf of this number."""
         self.saved.setdefault(tensor.untyped_storage().data_ptr(), []).append((node, name))
 
@@ -68,6 +79,15 @@ class Writes:
         for name in node.keeps_live:
             for tensor in listed(getattr(node, name)):
                 self.keep(node, name, tensor)
+
+    def saved_by_torch(self) -> saved_tensors_hooks:
+        """Inside the context torch's own operations save what the model may overwrite: autograd would refuse that."""
+        return saved_tensors_hooks(self.pack, Saved.unpack)
+
+    def pack(self, tensor: Tensor) -> Saved:
+        saved = Saved(tensor)
+        self.keep(saved, "tensor", tensor)
+        return saved
 
     def prepare(self, tensor: Tensor) -> None:
         """The model is about to write into this tensor."""
