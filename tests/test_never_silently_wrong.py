@@ -927,17 +927,20 @@ def test_table_of_other_ids_is_left_as_it_is(kind):
     assert torch.equal(model.table.weight, table)
 
 
-def test_refused_bag_of_explained_ids_leaves_its_table():
+def test_bag_of_explained_ids_leaves_its_table():
     class Bag(nn.Module):
-        def __init__(self):
+        def __init__(self, kind):
             super().__init__()
-            self.table, self.head = nn.EmbeddingBag(5, 16, max_norm=1.0), nn.Linear(16, 3)
+            self.table, self.head = kind(5, 16, max_norm=1.0), nn.Linear(16, 3)
 
         def forward(self, ids):
-            return self.head(self.table(ids))
+            rows = self.table(ids)
+            return self.head(rows if rows.ndim == 2 else rows.mean(1))
 
-    model = Bag()
+    model, want = Bag(nn.EmbeddingBag), Bag(nn.Embedding)
+    want.load_state_dict(model.state_dict())
     table = model.table.weight.detach().clone()
-    with pytest.raises(UnsupportedModelError):
-        TransformerLRP(model).attribute(torch.tensor([[3, 1], [0, 2]]), target=1)
-    assert torch.equal(model.table.weight, table)
+    ids = torch.tensor([[3, 1], [0, 2]])
+    got, expected = (TransformerLRP(m).attribute(ids, target=1) for m in (model, want))
+    torch.testing.assert_close(got, expected)
+    assert torch.equal(model.table.weight, table) and got.abs().max() > 0

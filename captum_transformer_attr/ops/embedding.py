@@ -104,15 +104,15 @@ def embedding_bag(
     """Rows of a table, pooled: an embedding and a sum or a mean.
 
     Raises:
-        UnsupportedOperationError: for bags of different lengths, maxima, renormalised tables and padding.
+        UnsupportedOperationError: for bags of different lengths, maxima and padding.
     """
-    if input.ndim != 2 or mode == "max" or max_norm is not None or padding_idx is not None:
+    if input.ndim != 2 or mode == "max" or padding_idx is not None:
         raise UnsupportedOperationError(
-            f"no rule for operation 'embedding_bag' in {place(recorder.path)} with offsets, mode='max', max_norm or "
+            f"no rule for operation 'embedding_bag' in {place(recorder.path)} with offsets, mode='max' or "
             "padding_idx. Way out: F.embedding and a sum over the tokens of each bag."
         )
     with recorder:
-        rows = F.embedding(input, weight)
+        rows = F.embedding(input, weight, None, max_norm, norm_type)
         if per_sample_weights is not None:
             rows = rows * per_sample_weights[..., None]
         return rows.sum(1) if mode == "sum" else rows.mean(1)
