@@ -31,7 +31,10 @@ class Snapshot:
     def __init__(self, tensor: Tensor, writes: Writes) -> None:
         self.value = tensor.detach()
         writes.keep(self, "value", tensor)
-        self.edge: GradientEdge = get_gradient_edge(tensor)
+        # ``get_gradient_edge`` makes a node to keep the graph alive, which costs more than all the rest here.
+        self.graph = tensor
+        fn = tensor.grad_fn
+        self.edge = get_gradient_edge(tensor) if fn is None else GradientEdge(fn, tensor.output_nr)
         self.tag: Tag | None = tag_of(tensor)
 
     def zeros(self) -> Tensor:
