@@ -1,6 +1,7 @@
 """Padding: zeros inside the model (windows that do not fit) are accounted for; masked tokens of a batch."""
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 import transformers as T
@@ -16,6 +17,9 @@ from captum_transformer_attr import (
     TransformerLRP,
     TransformerRelevance,
 )
+from captum_transformer_attr.flow.padding import seen_keys
+from captum_transformer_attr.recording.inputs import parse
+from captum_transformer_attr.recording.session import recorded
 
 WIDTH = 8
 
@@ -118,3 +122,16 @@ def test_padding_changes_nothing(build, method):
                 assert (got[name][i, alone.shape[1] :] == 0).all()
                 found |= {(i, name)} if (alone != 0).any() else set()
     assert len(found) == 2 * len(got)
+
+
+def test_heads_that_are_mixed_hide_no_key():
+    """Talking heads weigh keys negatively: no padding."""
+    model = randomise(timm.models.cait.Cait(32, 8, embed_dim=24, depth=2, num_heads=2, num_classes=3).double().eval())
+    for block in model.blocks:
+        nn.init.constant_(block.attn.proj_w.bias, -1.0)
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    with recorded(model, parse(images)) as recording:
+        recording.select(1)
+        maps = [(node, node.probabilities(slice(0, node.map_shape[-2]))) for node in recording.attentions]
+        assert any(bool((p.amax(-2) < 0).any()) for _, p in maps), "the mixing is too tame to show anything"
+        assert all(bool(seen_keys(node).all()) for node, _ in maps)

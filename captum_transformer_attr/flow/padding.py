@@ -17,7 +17,7 @@ def seen_keys(node: Attention) -> Tensor:
     """Which keys any query may look at, ``(..., keys)``.
 
     Told by the mask where the model gives one; else by the map, in which a query that everything is hidden from looks
-    at all keys alike and counts for nothing.
+    at all keys alike and counts for nothing. Heads that were mixed (talking heads) may weigh a key negatively.
     """
     shape = (*node.map_shape[:-2], node.map_shape[-1])
     if isinstance(node, FusedAttention):
@@ -29,8 +29,8 @@ def seen_keys(node: Attention) -> Tensor:
     for rows in node.blocks():
         p = node.probabilities(rows)
         even = p.amin(-1, keepdim=True) == p.amax(-1, keepdim=True)
-        seen.append(((p > 0) & ~even).any(-2))
-        alike.append((p > 0).any(-2))
+        seen.append(((p != 0) & ~even).any(-2))
+        alike.append((p != 0).any(-2))
     found = torch.stack(seen).any(0)
     # Queries of an untrained model may all look at all keys alike.
     return torch.where(found.any(-1, keepdim=True), found, torch.stack(alike).any(0))

@@ -20,6 +20,8 @@ from captum_transformer_attr.recording.node import LayoutLostError
 Reading = frozenset[Key]
 CUT: Reading = frozenset()
 """Every argument that can have a batch axis has one."""
+COARSE = 1e-4
+"""Agreement of a model that computes a part in lower precision than the rest, such as the scores of its router."""
 
 
 @dataclass(frozen=True)
@@ -51,21 +53,21 @@ class Batch:
             return None
         return alone if alone.shape[0] == 1 else None
 
-    def agrees(self, examples: Iterable[int], reading: Reading) -> bool | None:
+    def agrees(self, examples: Iterable[int], reading: Reading, least: float = 0.0) -> bool | None:
         """Whether the examples alone get what they get together; None where one cannot be compared."""
         for i in examples:
             alone = self.row(i, reading)
-            if alone is None or not self.close(alone, self.together[i : i + 1]):
+            if alone is None or not self.close(alone, self.together[i : i + 1], least):
                 return None if alone is None else False
         return True
 
-    def close(self, alone: Tensor, expected: Tensor) -> bool:
-        """Equal to rounding."""
+    def close(self, alone: Tensor, expected: Tensor, least: float = 0.0) -> bool:
+        """Equal to rounding; ``least``: tolerance where that of the outputs' own precision is smaller."""
         first, second = alone.double(), expected.double()
         finite = first.isfinite() & second.isfinite()
         if not bool(finite.any()):
             return True
-        allowed = self.tolerance(alone) * max(second[finite].abs().max().item(), 1e-3)
+        allowed = max(least, self.tolerance(alone)) * max(second[finite].abs().max().item(), 1e-3)
         return (first - second)[finite].abs().max().item() <= allowed
 
     def readings(self) -> Iterator[Reading]:
@@ -167,10 +169,11 @@ def reading_of(batch: Batch, among: Sequence[Reading]) -> Reading:
     if len(among) < 2:
         return among[0] if among else CUT
     examples = range(batch.inputs.batch)
-    for reading in among:
-        if batch.agrees(examples, reading):
-            refuse_unexplainable(batch.inputs, reading)
-            return reading
+    for least in (0.0, COARSE):
+        for reading in among:
+            if batch.agrees(examples, reading, least):
+                refuse_unexplainable(batch.inputs, reading)
+                return reading
     for i in examples:
         rows = [batch.row(i, reading) for reading in among]
         if any(row is None or rows[0] is None or not batch.close(row, rows[0]) for row in rows):
