@@ -944,3 +944,23 @@ def test_bag_of_explained_ids_leaves_its_table():
     got, expected = (TransformerLRP(m).attribute(ids, target=1) for m in (model, want))
     torch.testing.assert_close(got, expected)
     assert torch.equal(model.table.weight, table) and got.abs().max() > 0
+
+
+def test_a_function_that_widens_its_input_is_not_narrowed():
+    """``float_power`` gives float64 whatever it gets: what reads it must find that in a recording, too."""
+
+    class Widening(nn.Module):
+        def __init__(self, power):
+            super().__init__()
+            self.vit, self.head, self.power = randomise(TinyViT()), nn.Linear(4, 3).double(), power
+            nn.init.constant_(self.head.weight, 0.5)
+            nn.init.zeros_(self.head.bias)
+
+        def forward(self, x):
+            return self.head(self.power(self.vit(x)))
+
+    images = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    powers = (lambda x: x.float_power(2), lambda x: x.double() ** 2)
+    got, want = (TransformerLRP(Widening(power)).attribute(images, target=1) for power in powers)
+    torch.testing.assert_close(got, want)
+    assert want.abs().max() > 0

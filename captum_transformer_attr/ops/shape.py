@@ -171,9 +171,7 @@ def cat(recorder: Recorder, tensors: Any, dim: int = 0, *, axis: int | None = No
 def stacked_by_cat(recorder: Recorder, pieces: list[Tensor], dim: int) -> tuple[tags.Part, ...]:
     """The parts that ``cat`` joins along a new axis, as ``stack`` does: their tokens lie along other axes."""
     if any(t.shape[dim] != 1 for t in pieces) or not all(
-        any(found - {lay.BATCH, lay.FEATURE, lay.MIXED} for found in lay.labels(layout_of(t)))
-        for t in pieces
-        if t.requires_grad
+        any(map(lay.tokens, lay.labels(layout_of(t)))) for t in pieces if t.requires_grad
     ):
         return ()
     with recorder:

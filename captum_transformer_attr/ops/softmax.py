@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -31,11 +33,17 @@ class Softmax(LocalNode):
 
 def softmax_of(recorder: Recorder, input: Tensor, dim: int, dtype: Any = None) -> Tensor:
     """Record a softmax. What all entries of a row share (a maximum taken off) changes nothing and gets nothing."""
-    input = unshifted(input, dim)
-    node = Softmax()
-    node.function = lambda x: x.softmax(dim, dtype=dtype)
+    function = functools.partial(torch.softmax, dim=dim, dtype=dtype)
+    return run_softmax(recorder, Softmax(), function, unshifted(input, dim), tags.PROBABILITY)
+
+
+def run_softmax(
+    recorder: Recorder, node: Softmax, function: Callable[[Tensor], Tensor], input: Tensor, role: str
+) -> Tensor:
+    """Record ``node``, which computes ``function``."""
+    node.function = function
     tag = tag_of(input)
-    return recorder.run(node, input, layout=tag.layout if tag else None, role=tags.PROBABILITY)
+    return recorder.run(node, input, layout=tag.layout if tag else None, role=role)
 
 
 def unshifted(input: Tensor, dim: int) -> Tensor:
@@ -58,9 +66,7 @@ def log_softmax_of(recorder: Recorder, input: Tensor, dim: int, dtype: Any = Non
     """Record the logarithm of a softmax."""
     node = Softmax()
     node.logits, node.dim = input, dim
-    node.function = lambda x: x.log_softmax(dim, dtype=dtype)
-    tag = tag_of(input)
-    return recorder.run(node, input, layout=tag.layout if tag else None, role=tags.PLAIN)
+    return run_softmax(recorder, node, functools.partial(torch.log_softmax, dim=dim, dtype=dtype), input, tags.PLAIN)
 
 
 def axis_of_log_total(total: Tensor, x: Tensor) -> int | None:

@@ -18,11 +18,11 @@ from captum_transformer_attr.ops.elementwise import Elementwise, Scale, apply_el
 from captum_transformer_attr.ops.pooling import Pool
 from captum_transformer_attr.ops.residual import ConstantSum, Sum
 from captum_transformer_attr.ops.shape import Join
-from captum_transformer_attr.ops.softmax import Softmax, shift_of, softmax_of, unshifted
+from captum_transformer_attr.ops.softmax import Softmax, run_softmax, shift_of, softmax_of, unshifted
 from captum_transformer_attr.recording import tags
 from captum_transformer_attr.recording.node import node_at, node_of
 from captum_transformer_attr.recording.recorder import Recorder, node_behind
-from captum_transformer_attr.recording.registry import handles
+from captum_transformer_attr.recording.registry import HANDLERS, handles
 from captum_transformer_attr.recording.tags import Tag, tag_of
 
 
@@ -52,9 +52,7 @@ def exponential(recorder: Recorder, input: Tensor) -> Any:
 
 @handles("exp2", "special_exp2")
 def power_of_two(recorder: Recorder, input: Tensor) -> Any:
-    node = Exponential()
-    node.power, node.base = input, 2.0
-    return apply_elementwise(recorder, torch.exp2, "exp2", input, node=node)
+    return power_of_constant(recorder, input, 2.0)
 
 
 def hide(name: str, mask_of: Callable[..., Tensor | None]) -> None:
@@ -101,13 +99,15 @@ def power_of_constant(recorder: Recorder, input: Tensor, other: Any) -> Any:
     return apply_elementwise(recorder, lambda x: torch.pow(base, x), "exp", input, node=node)
 
 
-@handles("pow", "__pow__", "float_power")
+power_of_live = HANDLERS["pow"]
+
+
+@handles("pow", "__pow__")
 def power(recorder: Recorder, input: Any, exponent: Any) -> Any:
-    """A live base, or a constant one."""
-    if isinstance(exponent, Tensor) and exponent.requires_grad:
-        constant = not isinstance(input, Tensor) or not input.requires_grad
-        return power_of_constant(recorder, exponent, input) if constant else NotImplemented
-    return apply_elementwise(recorder, torch.pow, "pow", input, exponent)
+    """Of a live base elementwise like any function, of a constant one an exponential."""
+    if isinstance(input, Tensor) and input.requires_grad:
+        return power_of_live(recorder, input, exponent)
+    return power_of_constant(recorder, exponent, input)
 
 
 def written_softmax(recorder: Recorder, numerator: Tensor, total: Tensor, divide: bool) -> Tensor | None:
@@ -189,10 +189,7 @@ def softmax_with_sink(recorder: Recorder, exponents: Tensor, dim: int, sink: Ten
         e = (x - largest).exp()
         return e / (e.sum(dim, keepdim=True) + sink * (-largest).exp())
 
-    node = Softmax()
-    node.function = function
-    tag = tag_of(exponents)
-    return recorder.run(node, exponents, layout=tag.layout if tag else None, role=tags.PROBABILITY)
+    return run_softmax(recorder, Softmax(), function, exponents, tags.PROBABILITY)
 
 
 # What torch records where axes are only grouped in another way.
