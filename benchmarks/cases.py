@@ -25,6 +25,7 @@ from captum_transformer_attr import (
     TransformerLRP,
     TransformerRelevance,
 )
+from captum_transformer_attr.evaluation.machine import described
 from captum_transformer_attr.output_files import write_texts
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -129,10 +130,33 @@ def known_cases(names: Sequence[str]) -> list[str]:
     return list(names)
 
 
-def write_results(stem: Path, about: dict[str, Any], results: list[dict[str, Any]], page: str) -> None:
+def earlier(stem: Path, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Results of former runs for other cases: they stay in the table, each with the circumstances of its own run."""
+    path = stem.with_suffix(".json")
+    if not path.is_file():
+        return []
+    return [result for result in json.loads(path.read_text())["results"] if result["case"] not in names]
+
+
+def in_order(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """By the place of their case in ``CASES``; cases of another machine last."""
+    places = {name: place for place, name in enumerate(CASES)}
+    return sorted(results, key=lambda result: places.get(result["case"], len(places)))
+
+
+def made_by(results: list[dict[str, Any]]) -> list[str]:
+    """Markdown lines that name the run of every case."""
+    lines = ["## How", ""]
+    for about in {json.dumps(result["about"]): result["about"] for result in results}.values():
+        cases = ", ".join(result["case"] for result in results if result["about"] == about)
+        lines += [f"{cases}:", "", described(about), ""]
+    return lines
+
+
+def write_results(stem: Path, results: list[dict[str, Any]], page: str) -> None:
     """``stem.json`` and ``stem.md``, both or none."""
     stem.parent.mkdir(parents=True, exist_ok=True)
-    data = json.dumps({"about": about, "results": results}, indent=1, default=str)
+    data = json.dumps({"results": results}, indent=1, default=str)
     write_texts({stem.with_suffix(".json"): data, stem.with_suffix(".md"): page})
 
 

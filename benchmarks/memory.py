@@ -1,7 +1,7 @@
 """Peak memory above the weights, per method: CUDA's allocator, or on the CPU the resident peak of a process of its own.
 
 python -m benchmarks.memory                              # to docs/results/memory.md and .json
-python -m benchmarks.memory "Llama-125M 2048 tokens"
+python -m benchmarks.memory "Llama-125M 2048 tokens"     # one case; the others stay in the table
 python -m benchmarks.memory --smoke
 """
 
@@ -18,8 +18,20 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from benchmarks.cases import CASES, DEVICE, Case, Run, known_cases, ours, peers, write_results
-from captum_transformer_attr.evaluation.machine import circumstances, described
+from benchmarks.cases import (
+    CASES,
+    DEVICE,
+    Case,
+    Run,
+    earlier,
+    in_order,
+    known_cases,
+    made_by,
+    ours,
+    peers,
+    write_results,
+)
+from captum_transformer_attr.evaluation.machine import circumstances
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
 DEFAULT = [n for n in CASES if n != "tiny" and "batch 32" not in n]
@@ -83,10 +95,9 @@ def in_subprocess(case: str, method: str) -> dict[str, Any]:
     return {"mib": float(done.stdout.strip().splitlines()[-1])}
 
 
-def markdown(results: list[dict[str, Any]], about: dict[str, Any]) -> str:
+def markdown(results: list[dict[str, Any]]) -> str:
     lines = ["# Memory", "", f"Peak above the weights and what was held before: {HOW[DEVICE.type]}.", ""]
-    lines += [described(about), ""]
-    for result in results:
+    for result in in_order(results):
         lines += [
             f"## {result['case']}",
             "",
@@ -99,7 +110,7 @@ def markdown(results: list[dict[str, Any]], about: dict[str, Any]) -> str:
             else:
                 lines.append(f"| {method} | fails | {found['failed']} |")
         lines.append("")
-    return "\n".join(lines)
+    return "\n".join([*lines, *made_by(results)])
 
 
 def main(
@@ -115,7 +126,7 @@ def main(
         return
     names = ["tiny"] if smoke else known_cases(cases or DEFAULT)
     about = circumstances(DEVICE)
-    results = []
+    results = [] if smoke else earlier(output / "memory", names)
     console = Console()
     with Progress(console=console) as progress:
         for name in names:
@@ -127,9 +138,9 @@ def main(
             for method in progress.track(methods, description=name):
                 found[method] = figure(name, case, method)
                 progress.console.print(f"{name} · {method}: {found[method]}")
-            results.append({"case": name, "items": case.items, "unit": case.unit, "methods": found})
+            results.append({"about": about, "case": name, "items": case.items, "unit": case.unit, "methods": found})
             if not smoke:
-                write_results(output / "memory", about, results, markdown(results, about))
+                write_results(output / "memory", results, markdown(results))
 
 
 if __name__ == "__main__":

@@ -5,14 +5,13 @@
     python -m benchmarks.speed --smoke                        # the smallest case, once
 
 Repetitions are interleaved (forward, method 1, method 2, ..., forward, ...), after one warm-up; medians and the spread
-are reported. A method whose warm-up takes longer than a minute is counted with that one run; Integrated Gradients is
+are reported. A method whose warm-up takes longer than `--once` is counted with that one run; Integrated Gradients is
 left out where it would take longer than `--longest`. With CTA_LXT_PYTHON, a Python that has `lxt` (see peers_lxt.py),
 its AttnLRP is timed on BERT and Llama, against the forward of its own process.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import subprocess
@@ -26,8 +25,19 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from benchmarks.cases import CASES, DEVICE, STEPS, known_cases, ours, peers, write_results
-from captum_transformer_attr.evaluation.machine import circumstances, described
+from benchmarks.cases import (
+    CASES,
+    DEVICE,
+    STEPS,
+    earlier,
+    in_order,
+    known_cases,
+    made_by,
+    ours,
+    peers,
+    write_results,
+)
+from captum_transformer_attr.evaluation.machine import circumstances
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
 
@@ -42,17 +52,17 @@ def seconds(run: Any) -> float:
     return time.perf_counter() - start
 
 
-LONG = 60.0  # seconds; a longer warm-up is the only run
-
-
-def measure(name: str, repeat: int, with_peers: bool, only: str, longest: float, progress: Progress) -> dict[str, Any]:
+def measure(
+    name: str, repeat: int, with_peers: bool, only: str, longest: float, once: float, progress: Progress
+) -> dict[str, Any]:
     """One case: seconds of every repetition, per method."""
     case = CASES[name]()
     methods = ours(case) | (peers(case) if with_peers else {})
     methods = {m: run for m, run in methods.items() if only in m}
     times: dict[str, list[float]] = {"forward": [], **{m: [] for m in methods}}
     single: set[str] = set()
-    first_forward = 0.0
+    case.forward()  # a GPU's first call loads its kernels
+    ig_seconds = 3 * STEPS * seconds(case.forward)
     task = progress.add_task(name, total=(repeat + 1) * (len(methods) + 1))
     failed: dict[str, str] = {}
     for repetition in range(repeat + 1):
@@ -60,18 +70,15 @@ def measure(name: str, repeat: int, with_peers: bool, only: str, longest: float,
             progress.advance(task)
             if method in failed or (repetition and method in single):
                 continue
-            expected = 3 * STEPS * first_forward if method.startswith("IntegratedGradients") else 0.0
-            if expected > longest:
-                failed[method] = f"left out: about {expected:.0f} s"
+            if method.startswith("IntegratedGradients") and ig_seconds > longest:
+                failed[method] = f"left out: about {ig_seconds:.0f} s"
                 continue
             try:
                 elapsed = seconds(run)
             except (RuntimeError, ValueError, TypeError, AttributeError, AssertionError) as error:
                 failed[method] = f"fails: {type(error).__name__}: {str(error).splitlines()[0][:100]}"
                 continue
-            if method == "forward" and not repetition:
-                first_forward = elapsed
-            elif not repetition and elapsed > LONG:
+            if method != "forward" and not repetition and elapsed > once:
                 single.add(method)
             if repetition or method in single:
                 times[method].append(elapsed)
@@ -116,14 +123,6 @@ def rows(result: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     return found
 
 
-def earlier(path: Path, names: list[str]) -> list[dict[str, Any]]:
-    """Results of a former run for other cases: they stay in the table, with the circumstances of their own."""
-    if not path.is_file():
-        return []
-    found = json.loads(path.read_text())
-    return [{"about": found["about"], **result} for result in found["results"] if result["case"] not in names]
-
-
 def markdown(results: list[dict[str, Any]]) -> str:
     lines = [
         "# Speed",
@@ -131,15 +130,10 @@ def markdown(results: list[dict[str, Any]]) -> str:
         "Multiples of the plain forward of the same model in the same run (median, min - max); random weights.",
         "",
     ]
-    for result in sorted(results, key=lambda r: list(CASES).index(r["case"])):
+    for result in in_order(results):
         lines += [f"## {result['case']}", "", "| method | × forward | spread | rate |", "| --- | ---: | ---: | ---: |"]
         lines += [f"| {' | '.join(row)} |" for row in rows(result)] + [""]
-    lines += ["## How", ""]
-    runs = {json.dumps(result["about"]): result["about"] for result in results}
-    for about in runs.values():
-        cases = ", ".join(r["case"] for r in results if r["about"] == about)
-        lines += [f"{cases}:", "", described(about), ""]
-    return "\n".join(lines)
+    return "\n".join([*lines, *made_by(results)])
 
 
 def main(
@@ -150,6 +144,7 @@ def main(
     smoke: Annotated[bool, typer.Option(help="the smallest case, once, without writing results")] = False,
     output: Annotated[Path, typer.Option(help="folder of the results")] = RESULTS,
     longest: Annotated[float, typer.Option(help="seconds above which Integrated Gradients is left out")] = 240.0,
+    once: Annotated[float, typer.Option(help="seconds of a warm-up above which it is the only run")] = 60.0,
     threads: Annotated[int, typer.Option(help="CPU threads, 0 for torch's default")] = 0,
     precision: Annotated[
         str, typer.Option(help="of float32 products on a GPU, see torch.set_float32_matmul_precision")
@@ -160,18 +155,20 @@ def main(
     if threads:
         torch.set_num_threads(threads)
     names = ["tiny"] if smoke else known_cases(cases or [n for n in CASES if n != "tiny"])
-    console, results = Console(), [] if smoke else earlier(output / "speed.json", names)
+    console, results = Console(), [] if smoke else earlier(output / "speed", names)
     about = {**circumstances(DEVICE), "threads": torch.get_num_threads(), "repetitions": repeat}
     with Progress(console=console) as progress:
         for name in names:
             torch.manual_seed(0)
-            results.append({"about": about, **measure(name, 1 if smoke else repeat, peers, only, longest, progress)})
+            results.append(
+                {"about": about, **measure(name, 1 if smoke else repeat, peers, only, longest, once, progress)}
+            )
             table = Table("method", "× forward", "spread", "rate", title=name)
             for row in rows(results[-1]):
                 table.add_row(*row)
             progress.console.print(table)
             if not smoke:
-                write_results(output / "speed", about, results, markdown(results))
+                write_results(output / "speed", results, markdown(results))
 
 
 if __name__ == "__main__":
