@@ -96,3 +96,29 @@ def test_memory_grows_with_the_tokens_not_their_square():
         return torch.cuda.max_memory_allocated() - before
 
     assert peak(8192) < 5 * peak(2048)
+
+
+@pytest.mark.parametrize("precision", ["high", "medium"])
+def test_tf32(precision):
+    """Batches stay together and nothing is refused, though an example alone has other digits than in its batch."""
+    config = transformers.ViTConfig(
+        hidden_size=192, intermediate_size=768, num_hidden_layers=12, num_attention_heads=3, num_labels=10
+    )
+    torch.manual_seed(0)
+    model = transformers.ViTForImageClassification(config).eval().cuda()
+    images = torch.randn(8, 3, 224, 224, device="cuda")
+    want = cta.TransformerRelevance(model).attribute(images, target=1)
+    calls = []
+    handle = model.register_forward_hook(lambda *_: calls.append(1))
+    torch.set_float32_matmul_precision(precision)
+    try:
+        method = cta.TransformerRelevance(model)
+        method.attribute(images, target=1)
+        calls.clear()
+        got = method.attribute(images, target=1)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+        handle.remove()
+    assert len(calls) == 1
+    assert not torch.equal(got, want)
+    assert (got - want).abs().max() < 0.05 * want.abs().max()
