@@ -1,103 +1,119 @@
-"""Float32 products in fewer digits (TF32, bfloat16): the model is followed, compared exactly, and the setting kept."""
-
-import itertools
+"""Float32 products in fewer digits (TF32, bfloat16) outside: none inside a recording, and the settings as before."""
 
 import pytest
 import torch
 from tiny_models import TinyViT, randomise
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from captum_transformer_attr import AttentionRelevance, TransformerRelevance, UnsupportedModelError
-from captum_transformer_attr.recording.products import exact_products, switches
+import captum_transformer_attr as cta
+from captum_transformer_attr.recording.products import exact_products, settings
 
 IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+METHODS = [
+    cta.TransformerRelevance,
+    cta.AttentionRelevance,
+    cta.TokenStatisticsRelevance,
+    cta.TokenTM,
+    cta.TransformerLRP,
+    cta.AttentionRollout,
+    cta.RawAttention,
+    cta.AttentionGradCam,
+    cta.PartialLRP,
+    cta.RelevanceRollout,
+    cta.FullGradPlus,
+    cta.AttCAT,
+    cta.LeGrad,
+    cta.ConsensusRelevance,
+]
 
 
-def settings():
-    return [(s.device, s.operation, getattr(s.owner, s.name)) for s in switches()]
+def values():
+    return [(setting.name, setting.value) for setting in settings()]
 
 
 @pytest.fixture(autouse=True)
 def process_as_before():
-    before = torch.get_float32_matmul_precision()
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     yield
-    torch.set_float32_matmul_precision(before)
+    torch.set_float32_matmul_precision(before[0])
+    torch.backends.cudnn.allow_tf32 = before[1]
+
+
+class Products(TorchDispatchMode):
+    """Counts products, and those made while some are reduced."""
+
+    total = reduced = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.overloadpacket.__name__ in ("mm", "bmm", "addmm", "baddbmm", "convolution", "convolution_backward"):
+            self.total += 1
+            self.reduced += any(setting.value in setting.reduced for setting in settings())
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda m: m.__name__)
+@pytest.mark.parametrize("precision", ["high", "medium"])
+def test_every_product_of_an_attribution_is_exact(method, precision):
+    torch.set_float32_matmul_precision(precision)
+    torch.backends.cudnn.allow_tf32 = True
+    before = values()
+    with Products() as products:
+        method(randomise(TinyViT())).attribute(IMAGES, target=1)
+    assert products.total > 20 and products.reduced == 0
+    assert values() == before and torch.get_float32_matmul_precision() == precision
 
 
 class Rounded(nn.Module):
-    """Every call gives other digits behind the third, as long as products are reduced; ``mixes`` examples or not."""
+    """Every call gives other digits behind the third, as long as products are reduced."""
 
-    def __init__(self, mixes=0.0, always=False):
+    def __init__(self):
         super().__init__()
-        self.vit, self.mixes, self.always, self.calls = randomise(TinyViT()), mixes, always, itertools.count(1)
+        self.vit, self.calls = randomise(TinyViT()), 0
 
     def forward(self, x):
-        reduced = self.always or torch.get_float32_matmul_precision() != "highest"
-        rounding = 1 + 1e-3 * next(self.calls) * reduced
-        return self.vit(x + self.mixes * x.flip(0)) * rounding
+        self.calls += 1
+        return self.vit(x) * (1 + 1e-3 * self.calls * (torch.get_float32_matmul_precision() != "highest"))
 
 
-@pytest.mark.parametrize("precision", ["high", "medium"])
-def test_fewer_digits_are_no_reason_to_refuse_or_to_go_one_by_one(precision):
+def test_fewer_digits_are_no_reason_to_refuse_or_to_go_one_by_one():
     model = Rounded()
-    exact = AttentionRelevance(model.vit).attribute(IMAGES, target=1)
-    torch.set_float32_matmul_precision(precision)
-    before = settings()
-    method = AttentionRelevance(model)
-    for expected in (5, 1):  # recorded twice, compared with a plain forward and two examples alone; then never again
-        first = next(model.calls)
-        got = method.attribute(IMAGES, target=1)
-        assert next(model.calls) - first - 1 == expected
-        torch.testing.assert_close(got, exact, rtol=0.1, atol=float(exact.abs().max()) / 50)
-    assert settings() == before and torch.get_float32_matmul_precision() == precision
-
-
-def test_examples_that_influence_each_other_are_still_seen():
-    """By less than what the rounding changes."""
+    exact = cta.TransformerRelevance(model).attribute(IMAGES, target=1)
     torch.set_float32_matmul_precision("high")
-    method = AttentionRelevance(Rounded(mixes=5e-3))
-    got = method.attribute(IMAGES, target=1)
-    alone = AttentionRelevance(randomise(TinyViT())).attribute(IMAGES, target=1)
-    torch.testing.assert_close(got, alone, rtol=0.1, atol=float(alone.abs().max()) / 20)
-    model = method.forward_func
-    first = next(model.calls)
+    method = cta.TransformerRelevance(model)
+    torch.testing.assert_close(method.attribute(IMAGES, target=1), exact, rtol=0, atol=0)
+    calls = []
+    model.vit.register_forward_hook(lambda *_: calls.append(1))
     method.attribute(IMAGES, target=1)
-    assert next(model.calls) - first - 1 >= 3  # the batch, and each example
+    assert len(calls) == 1
 
 
-def test_a_random_model_is_still_refused():
-    torch.set_float32_matmul_precision("high")
-    with pytest.raises(UnsupportedModelError, match="differs from the plain one"):
-        AttentionRelevance(Rounded(always=True)).attribute(IMAGES, target=1)
-
-
-def test_this_machine_in_bfloat16():
-    """Where the processor has such products; else the exact ones. The model is wide enough for them to be used."""
-    model, images = randomise(TinyViT(width=256)), IMAGES
-    exact = TransformerRelevance(model).attribute(images, target=1)
-    torch.set_float32_matmul_precision("medium")
-    got = TransformerRelevance(model).attribute(images, target=1)
-    assert (got - exact).abs().max() < 0.1 * exact.abs().max()
-
-
-def test_exact_products_put_every_setting_back():
-    for precision in ("highest", "high", "medium"):
-        torch.set_float32_matmul_precision(precision)
-        before = settings()
-        with exact_products():
-            assert not any(switch.is_reduced() for switch in switches())
-            assert torch.get_float32_matmul_precision() == "highest"
-        assert settings() == before and torch.get_float32_matmul_precision() == precision
+@pytest.mark.parametrize("allowed", [True, False])
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+def test_settings_are_put_back(precision, allowed):
+    torch.set_float32_matmul_precision(precision)
+    torch.backends.cudnn.allow_tf32 = allowed
+    before = values()
+    with pytest.raises(KeyError), exact_products():
+        assert not any(setting.value in setting.reduced for setting in settings())
+        assert torch.get_float32_matmul_precision() == "highest" and not torch.backends.cudnn.allow_tf32
+        with torch.backends.cudnn.flags(enabled=False):  # as models do; torch reads the older settings here
+            raise KeyError
+    assert values() == before
+    assert torch.get_float32_matmul_precision() == precision and torch.backends.cudnn.allow_tf32 == allowed
 
 
 @pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="settings of torch 2.9")
 def test_settings_apart_from_the_older_one():
-    """Torch then refuses to say the older one."""
+    """Torch then refuses to tell the older one."""
     try:
         torch.backends.cuda.matmul.fp32_precision = "tf32"
-        before = settings()
-        with exact_products() as changed:
-            assert changed and not any(switch.is_reduced() for switch in switches())
-        assert settings() == before
+        torch.backends.cudnn.conv.fp32_precision = "ieee"
+        before = values()
+        with exact_products():
+            assert not any(setting.value in setting.reduced for setting in settings())
+        assert values() == before
+        assert torch.backends.cuda.matmul.fp32_precision == "tf32"
     finally:
         torch.backends.cuda.matmul.fp32_precision = "ieee"
+        torch.backends.cudnn.conv.fp32_precision = "tf32"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -28,7 +27,7 @@ from captum_transformer_attr.recording.modules import Modules, as_evaluated, unc
 from captum_transformer_attr.recording.node import LayoutLostError, Node
 from captum_transformer_attr.recording.outputs import OutputChoice, unwrap
 from captum_transformer_attr.recording.precision import is_half
-from captum_transformer_attr.recording.products import exact_products, reduced_products
+from captum_transformer_attr.recording.products import exact_products
 from captum_transformer_attr.recording.quantised import dequantised
 from captum_transformer_attr.recording.recorder import Recorder
 from captum_transformer_attr.recording.signal import Signal
@@ -168,11 +167,6 @@ def recorded(
             context, ``inputs`` knows how its examples are cut.
     """
     modules = Modules(function)
-    signature = (modules.structure(), inputs.signature(), output, constants)
-    compared_exactly = verified is not None and signature not in verified and reduced_products(modules)
-    if compared_exactly:
-        with exact_products(), recorded(function, inputs, output, verified, constants):
-            pass  # this compares
     recorder = recorder_for(modules, inputs, constants)
     try:
         with (
@@ -197,13 +191,14 @@ def recorded(
                 put_back()
                 return plain_forward(function, inputs, output)
 
+            signature = (modules.structure(), inputs.signature(), output, constants)
             # The plain forward continues the random numbers, so that a model that uses them gives something else.
             is_random = not all(map(torch.equal, state, modules.random_state()))
             batch = Batch(
                 inputs, forward, result.detach(), lambda alone: agreement_of(function, alone, recorder.autocast)
             )
             try:
-                if not compared_exactly and (is_random or (verified is not None and signature not in verified)):
+                if is_random or (verified is not None and signature not in verified):
                     compare(function, forward(inputs), result, recorder.autocast)
                     if inputs.batch > 1:
                         refuse_mixing(batch)
@@ -226,11 +221,8 @@ def settle(batch: Batch, verified: set[Any] | None, one_reading: Any) -> None:
     clear = inputs.batch == 1 or (not inputs.unclear() and len(inputs.explained) == 1)
     if clear or (verified is not None and one_reading in verified):
         return
-    with exact_products() as changed:
-        if changed:
-            batch = replace(batch, together=batch.forward(inputs))
-        among = possible(batch)
-        inputs.shared = reading_of(batch, among)
+    among = possible(batch)
+    inputs.shared = reading_of(batch, among)
     if verified is not None and len(among) < 2 and not inputs.shared:
         verified.add(one_reading)
 
@@ -283,6 +275,6 @@ def followable(function: Any, *args: Any, **kwargs: Any) -> Any:
 
 @contextlib.contextmanager
 def full_precision() -> Iterator[None]:
-    """A caller's autocast region does not reach into recording and rules."""
-    with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+    """Neither a caller's autocast region nor reduced float32 products reach into recording and rules."""
+    with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False), exact_products():
         yield
