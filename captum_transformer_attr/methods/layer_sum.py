@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -97,8 +98,8 @@ def look(node: Attention, r: Tensor, signal: ReadOutRows) -> Grads:
     """Attention of the read-out rows per head, ``(..., heads, keys)``; a row's weight is shared by the heads, so that
     heads add up to their mean."""
     rows_of = r.sum(-1, keepdim=True).mT
-    parts = [(rows_of[..., rows] @ node.probabilities(rows)).squeeze(-2) for rows in node.blocks()]
-    signal.rows[node] = torch.stack(parts).sum(0)
+    parts = ((rows_of[..., rows] @ node.probabilities(rows)).squeeze(-2) for rows in node.blocks())
+    signal.rows[node] = functools.reduce(torch.add, parts)
     return node.to_value(torch.zeros_like(node.value))
 
 

@@ -76,8 +76,11 @@ def frozen_map(node: Softmax, g: Tensor, signal: Signal) -> Grads:
 
 def sum_blocks(node: Attention, g: Tensor) -> Tensor:
     """Aᵀ g."""
-    parts = [node.probabilities(rows).mT @ g[..., rows, :] for rows in node.blocks()]
-    return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
+    first, *others = node.blocks()
+    total = node.probabilities(first).mT @ g[..., first, :]
+    for rows in others:
+        total += node.probabilities(rows).mT @ g[..., rows, :]
+    return total
 
 
 def halved_product(node: MatMul, g: Tensor, signal: Signal) -> Grads:
