@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
@@ -118,4 +117,4 @@ def by_example(node: Attention, maps: Tensor, batch: int) -> Tensor:
         return maps
     if len(lead) < 2:
         return maps.reshape(batch, -1, *maps.shape[-2:])
-    return maps.reshape(-1, lead[-1], *maps.shape[-2:]) if lead[0] % batch == 0 else torch.as_tensor(maps)
+    return maps.reshape(-1, lead[-1], *maps.shape[-2:]) if lead[0] % batch == 0 else maps

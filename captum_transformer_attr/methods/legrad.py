@@ -113,4 +113,4 @@ def positive_mean(maps: Maps, node: Attention) -> Tensor:
     shape = node.map_shape
     heads = shape[-3] if len(shape) > 3 else math.prod(shape[:-2]) // maps.recording.inputs.batch  # (B · H, N, N')
     queries = real_queries(node, maps.recording.attentions).sum(-1, keepdim=True)
-    return torch.as_tensor(total) / (queries * heads)
+    return total / (queries * heads)

@@ -41,9 +41,9 @@ class Propagated:
     def minus(self, other: Propagated) -> Propagated:
         """The difference of two passes."""
         paths = {**self.parameters, **other.parameters}
-        parameters = {
-            path: torch.as_tensor(self.parameters.get(path, 0) - other.parameters.get(path, 0)) for path in paths
-        }
+        zeros = {path: torch.zeros_like(share) for path, share in paths.items()}
+        mine, others = zeros | self.parameters, zeros | other.parameters
+        parameters = {path: mine[path] - others[path] for path in paths}
         relevance = [a - b for a, b in zip(self.relevance, other.relevance, strict=True)]
         delta = None if self.delta is None or other.delta is None else self.delta - other.delta
         return Propagated(relevance, parameters, delta)

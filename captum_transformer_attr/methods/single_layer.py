@@ -61,7 +61,9 @@ class SingleLayerAttribution(TokenAttribution):
             for active in self.active_sets(recording):
                 even = passed(recording, self.flow(recording, everywhere, active, False), leaves, watched)
                 lost = [a - t for a, t in zip(even.arrived, trunk.arrived, strict=True)]
-                refuse_lost(lost, [torch.ones(1)], f"the tokens of the attention in module '{active[0].path}'")
+                refuse_lost(
+                    lost, [torch.ones(1, device="cpu")], f"the tokens of the attention in module '{active[0].path}'"
+                )
         return everything, trunk
 
 

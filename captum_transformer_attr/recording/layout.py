@@ -142,7 +142,7 @@ def indexed(layout: Layout | None, index: object, before: Tensor, after: Tensor)
             result.append(())
             continue
         if isinstance(item, (Tensor, list)):
-            positions = torch.as_tensor(item)
+            positions = item if isinstance(item, Tensor) else torch.tensor(item, device="cpu")
             if positions.dtype == torch.bool or positions.ndim > 1:
                 return fallback(layout, after.shape)
             if positions.ndim == 1 and not placed:  # what several lists of positions pick is one axis
@@ -178,7 +178,7 @@ def picked_axis(factors: Axis, positions: Tensor, size: int, several: bool) -> A
     Rows of several examples cannot be told apart any more, but what lies along them can.
     """
     if factors == ((BATCH, size),) and positions.shape == (size,):
-        in_order = bool((positions.cpu() == torch.arange(size)).all())
+        in_order = bool((positions.cpu() == torch.arange(size, device="cpu")).all())
         return factors if in_order else axis(MIXED, size)
     known = len(factors) == 1 and not several and factors[0][0] != BATCH
     return axis(factors[0][0] if known else MIXED, size)

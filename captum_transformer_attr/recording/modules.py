@@ -52,6 +52,7 @@ class Modules:
         self.named = [(path, module) for root in self.roots for path, module in root.named_modules()]
         refuse_compiled(self.named)
         refuse_empty(self.named)
+        refuse_sharded(self.named)
         found = (t for _, m in self.named for t in (*m._parameters.values(), *m._buffers.values()) if t is not None)
         self.tensors: list[Tensor] = list({id(t): t for t in found}.values())
 
@@ -172,6 +173,17 @@ def refuse_empty(named: list[tuple[str, nn.Module]]) -> None:
                 raise UnsupportedModelError(
                     f"parameter '{f'{path}.{name}'.lstrip('.')}' is on the meta device, where it holds no values; load "
                     "the model's weights first"
+                )
+
+
+def refuse_sharded(named: list[tuple[str, nn.Module]]) -> None:
+    """Of parameters spread over processes (FSDP, tensor parallelism), each process sees its own part."""
+    for path, module in named:
+        for name, parameter in module._parameters.items():
+            if type(parameter).__name__ == "DTensor":
+                raise UnsupportedModelError(
+                    f"parameter '{f'{path}.{name}'.lstrip('.')}' is spread over processes (fully_shard, tensor "
+                    "parallelism); explain the unsharded model, a copy per process, with every process's own inputs"
                 )
 
 

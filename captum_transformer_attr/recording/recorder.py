@@ -132,7 +132,7 @@ class Recorder(TorchFunctionMode):
             return self.on_constants(func, name, operands, args, kwargs)
         if name == "register_hook":
             # A hook on a tensor would see, and could change, signals that are no gradients.
-            return torch.zeros(1, requires_grad=True).register_hook(args[1])
+            return torch.zeros(1, device="cpu", requires_grad=True).register_hook(args[1])
         if name in ("detach", "data") or not torch.is_grad_enabled():
             return leave(self, func, name, args, kwargs, writes(name))
         for t in operands:

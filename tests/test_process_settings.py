@@ -1,4 +1,10 @@
-"""Float32 products in fewer digits (TF32, bfloat16) outside: none inside a recording, and the settings as before."""
+"""What a process has set (default dtype and device, determinism, TF32, ...) changes no attribution, and stays set.
+
+Float32 products in fewer digits (TF32, bfloat16) outside: none inside a recording.
+"""
+
+import contextlib
+import warnings
 
 import pytest
 import torch
@@ -38,6 +44,54 @@ def process_as_before():
     yield
     torch.set_float32_matmul_precision(before[0])
     torch.backends.cudnn.allow_tf32 = before[1]
+
+
+@contextlib.contextmanager
+def setting(change, value, back):
+    change(value)
+    try:
+        yield
+    finally:
+        change(back)
+
+
+AROUND = {
+    "default float64": lambda: setting(torch.set_default_dtype, torch.float64, torch.float32),
+    "default bfloat16": lambda: setting(torch.set_default_dtype, torch.bfloat16, torch.float32),
+    "another default device": lambda: setting(torch.set_default_device, "meta", None),
+    "deterministic": lambda: setting(torch.use_deterministic_algorithms, True, False),
+    "anomaly detection": torch.autograd.detect_anomaly,
+    "no gradients": torch.no_grad,
+    "inference mode": torch.inference_mode,
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+}
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda m: m.__name__)
+@pytest.mark.parametrize("around", AROUND)
+def test_surroundings_change_nothing(around, method):
+    model = randomise(TinyViT())
+    want = method(model).attribute(IMAGES, target=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that anomaly detection slows down
+        with AROUND[around]():
+            got = method(model).attribute(IMAGES, target=1)
+    assert got.dtype == want.dtype and got.device == want.device
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6 * float(want.abs().max()))
+
+
+def test_sharded_parameters_are_refused_by_name(tmp_path):
+    """A process sees its own part of them only."""
+    fsdp = pytest.importorskip("torch.distributed.fsdp")
+    if not hasattr(fsdp, "fully_shard"):
+        pytest.skip("fully_shard came with torch 2.6")
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    try:
+        model = fsdp.fully_shard(randomise(TinyViT()), mesh=torch.distributed.init_device_mesh("cpu", (1,)))
+        with pytest.raises(cta.UnsupportedModelError, match="parameter 'cls' is spread over processes"):
+            cta.AttentionRelevance(model).attribute(IMAGES, target=1)
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 class Products(TorchDispatchMode):
