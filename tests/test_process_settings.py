@@ -4,6 +4,8 @@ Float32 products in fewer digits (TF32, bfloat16) outside: none inside a recordi
 """
 
 import contextlib
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -157,7 +159,12 @@ def test_settings_are_put_back(precision, allowed):
     assert torch.get_float32_matmul_precision() == precision and torch.backends.cudnn.allow_tf32 == allowed
 
 
-@pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="settings of torch 2.9")
+newer = pytest.mark.skipif(
+    not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="this torch has no fp32_precision (2.9)"
+)
+
+
+@newer
 def test_settings_apart_from_the_older_one():
     """Torch then refuses to tell the older one."""
     try:
@@ -171,3 +178,28 @@ def test_settings_apart_from_the_older_one():
     finally:
         torch.backends.cuda.matmul.fp32_precision = "ieee"
         torch.backends.cudnn.conv.fp32_precision = "tf32"
+
+
+@newer
+def test_one_backend_set_by_the_older_setting_stays_the_only_one():
+    """``allow_tf32`` sets the GPU's products alone, the older precision that it reads as would set the CPU's, too."""
+    torch.backends.cuda.matmul.allow_tf32 = True
+    before = values()
+    with exact_products():
+        assert not any(setting.value in setting.reduced for setting in settings())
+    assert values() == before and torch.backends.mkldnn.matmul.fp32_precision != "tf32"
+
+
+@newer
+def test_what_follows_the_general_setting_goes_on_following_it():
+    code = """
+import torch
+from captum_transformer_attr.recording.products import exact_products, settings
+torch.backends.fp32_precision = "tf32"
+with exact_products():
+    assert not any(setting.value in setting.reduced for setting in settings())
+assert torch.backends.mkldnn.conv.fp32_precision == torch.backends.cuda.matmul.fp32_precision == "tf32"
+torch.backends.fp32_precision = "ieee"
+assert torch.backends.mkldnn.conv.fp32_precision == torch.backends.cuda.matmul.fp32_precision == "ieee"
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)  # a fresh process: nothing was set before

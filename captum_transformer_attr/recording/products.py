@@ -23,12 +23,14 @@ class Setting:
     Attributes:
         owner: the object that has it as an attribute, and ``name`` of that.
         exact: its value for products in full float32; ``reduced``: values for fewer digits.
+        sets: settings that are set with it.
     """
 
     owner: Any
     name: str
     exact: Any
     reduced: tuple[Any, ...]
+    sets: tuple[Setting, ...] = ()
 
     @property
     def value(self) -> Any:
@@ -49,17 +51,22 @@ class _Products:
 
 
 def settings() -> list[Setting]:
-    """The two older settings first: setting them sets those per backend and operation (torch 2.9 and later)."""
+    """The two older settings, then (torch 2.9 and later) the newer ones: of all, of a backend, of its operations."""
     b: Any = torch.backends
-    older = [
-        Setting(_Products(), "precision", "highest", ("high", "medium")),
-        Setting(b.cudnn, "allow_tf32", False, (True,)),
-    ]
-    found = [setting for setting in older if is_told(setting)]
-    if hasattr(b.cuda.matmul, "fp32_precision"):
-        owners = (b.cuda.matmul, b.cudnn.conv, b.cudnn.rnn, b.mkldnn.matmul, b.mkldnn.conv, b.mkldnn.rnn)
-        found += [Setting(owner, "fp32_precision", "ieee", ("tf32", "bf16")) for owner in owners]
-    return found
+    has_newer = hasattr(b.cuda.matmul, "fp32_precision")
+    general = newer(b, b.cudnn, b.mkldnn) if has_newer else ()
+    products = newer(b.cuda.matmul, b.mkldnn.matmul) if has_newer else ()
+    convolutions = newer(b.cudnn.conv, b.cudnn.rnn) if has_newer else ()
+    rest = newer(b.mkldnn.conv, b.mkldnn.rnn) if has_newer else ()
+    older = (
+        Setting(_Products(), "precision", "highest", ("high", "medium"), products),
+        Setting(b.cudnn, "allow_tf32", False, (True,), convolutions),
+    )
+    return [*filter(is_told, older), *general, *products, *convolutions, *rest]
+
+
+def newer(*owners: Any) -> tuple[Setting, ...]:
+    return tuple(Setting(owner, "fp32_precision", "ieee", ("tf32", "bf16")) for owner in owners)
 
 
 def is_told(setting: Setting) -> bool:
@@ -72,11 +79,15 @@ def is_told(setting: Setting) -> bool:
 
 @contextlib.contextmanager
 def exact_products() -> Iterator[None]:
-    """Float32 products in full inside. The settings are the process's: other threads compute in full meanwhile."""
-    before = [(setting, setting.value) for setting in settings()]
+    """Float32 products in full inside. The settings are the process's: other threads compute in full meanwhile.
+
+    Only what says otherwise is set, so that a setting that follows a more general one goes on following it.
+    """
+    before: list[tuple[Setting, Any]] = []
     try:
-        for setting, _ in before:
+        for setting in settings():
             if setting.value in setting.reduced:
+                before += [(one, one.value) for one in (setting, *setting.sets)]
                 setting.value = setting.exact
         yield
     finally:
