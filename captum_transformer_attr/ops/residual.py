@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import replace
 from typing import Any
 
@@ -76,12 +75,6 @@ class Sum(Node):
         self.fork = None
         first, second = (bool(t.ancestors & ~trunk.ancestors & self.attentions) for t in self.tags)
         self.attends = (first, second)
-
-
-def attention_origins(recorder: Recorder) -> int:
-    """Bit set of the attention calls over tokens so far."""
-    calls = (node for node in recorder.captured if node.is_attention)
-    return functools.reduce(lambda bits, node: bits | 1 << node.tag.origin, calls, 0)
 
 
 def trunk_of(a: Tag, b: Tag) -> int | None:
@@ -184,7 +177,7 @@ def add(recorder: Recorder, a: Any, b: Any) -> Any:
     shape = lay.broadcast_shape(a.shape, b.shape)
     layout = lay.broadcast([(ta.layout, a.shape), (tb.layout, b.shape)], shape)
     rows = (is_selection(recorder, ta, a), is_selection(recorder, tb, b))
-    node = Sum(ta, tb, attention_origins(recorder), rows)
+    node = Sum(ta, tb, recorder.attention_origins(), rows)
     if a.shape != b.shape:
         node.broadcast = (a, b)
     if node.trunk is not None:

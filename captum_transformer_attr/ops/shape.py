@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_transformer_attr.ops.stacked import as_parts
+from captum_transformer_attr.ops.stacked import as_parts, make_residual
 from captum_transformer_attr.recording import layout as lay
 from captum_transformer_attr.recording import tags
 from captum_transformer_attr.recording.node import LocalNode
@@ -183,7 +183,8 @@ def stack(recorder: Recorder, tensors: Any, dim: int = 0) -> Any:
     pieces = list(tensors)
     known = next((layout_of(t) for t in pieces if t.requires_grad), None)
     where = dim % (pieces[0].ndim + 1)
-    layout = None if known is None else (*known[:where], lay.axis(lay.MIXED, len(pieces)), *known[where:])
+    label = lay.STACKED if make_residual(recorder, pieces) else lay.MIXED
+    layout = None if known is None else (*known[:where], lay.axis(label, len(pieces)), *known[where:])
     parts = as_parts(pieces)
     return join(recorder, lambda values: torch.stack(values, where), pieces, layout, parts=parts, parts_dim=where)
 

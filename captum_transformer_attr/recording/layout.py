@@ -19,6 +19,8 @@ from torch import Tensor
 BATCH = "batch"
 FEATURE = "feature"
 MIXED = "mixed"
+STACKED = "stacked"  # trunk and branches of a residual beside each other, see ``ops/stacked.py``
+NOT_TOKENS = frozenset((MIXED, STACKED))
 
 Factor = tuple[str, int]
 Axis = tuple[Factor, ...]
@@ -239,7 +241,12 @@ def last_axes(layout: Layout | None) -> tuple[set[str], set[str]]:
 
 def tokens(found: set[str]) -> bool:
     """Whether an axis with these labels is known to hold tokens."""
-    return bool(found - {BATCH, FEATURE, MIXED})
+    return bool(found - {BATCH, FEATURE} - NOT_TOKENS)
+
+
+def is_stacked(layout: Layout | None, dim: int) -> bool:
+    """Whether trunk and branches of a residual lie along this axis."""
+    return layout is not None and any(label == STACKED for label, _ in layout[dim])
 
 
 def shape(layout: Layout) -> tuple[int, ...]:
@@ -258,7 +265,9 @@ def aligned(values: Tensor, source: Layout, target: Layout) -> Tensor | None:
     values = values.reshape([size for _, size in factors])
     asked = {factor for axis_factors in target for factor in axis_factors}
     features = [
-        i for i, factor in enumerate(factors) if factor[0] == FEATURE or (factor[0] == MIXED and factor not in asked)
+        i
+        for i, factor in enumerate(factors)
+        if factor[0] == FEATURE or (factor[0] in NOT_TOKENS and factor not in asked)
     ]
     if features:
         values = values.mean(features)
