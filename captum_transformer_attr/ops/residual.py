@@ -132,7 +132,8 @@ class ConstantSum(Node):
 
 
 def is_bias(constant: Tensor, shape: torch.Size, layout: lay.Layout | None) -> bool:
-    """A scalar, a vector, or anything that is the same for all of several tokens.
+    """A scalar, a vector, or anything that is the same for all of several tokens; copies of them (for experts) may each
+    have another.
 
     What is added to a single token (a class token) is a summand.
 
@@ -146,6 +147,7 @@ def is_bias(constant: Tensor, shape: torch.Size, layout: lay.Layout | None) -> b
         for i, (label, size) in enumerate(zip(found, shape, strict=False))
         if size > 1 and label - {lay.BATCH} and lay.FEATURE not in label
     ]
+    tokens = [i for i in tokens if found[i] != {lay.COPIES}] or tokens
     varies = any(constant.ndim >= -i and constant.shape[i] > 1 for i in tokens)
     return bool(tokens) and not varies
 

@@ -77,6 +77,17 @@ def expanded(out: Tensor, x: Tensor, *_: Any, **__: Any) -> lay.Layout | None:
     return lay.broadcast([(layout_of(x), x.shape)], out.shape)
 
 
+@infers("repeat", "tile")
+def copied(out: Tensor, x: Tensor, *_: Any, **__: Any) -> lay.Layout | None:
+    """Axes in front are new; the others hold one copy after another."""
+    layout = layout_of(x)
+    if layout is None:
+        return None
+    before = [()] * (out.ndim - x.ndim) + list(layout)
+    sizes = [1] * (out.ndim - x.ndim) + list(x.shape)
+    return tuple((*lay.axis(lay.COPIES, n // max(m, 1)), *f) for f, m, n in zip(before, sizes, out.shape, strict=True))
+
+
 @infers("repeat_interleave")
 def repeated(out: Tensor, x: Tensor, repeats: Any, dim: int | None = None, **_: Any) -> lay.Layout | None:
     layout = layout_of(x)
@@ -97,7 +108,7 @@ def unfolded(out: Tensor, x: Tensor, *_: Any, **__: Any) -> lay.Layout | None:
     return lay.fallback(layout_of(x), out.shape)
 
 
-SAME_AXES = """pixel_shuffle pixel_unshuffle repeat tile masked_select gather index_select roll flip pad chunk split
+SAME_AXES = """pixel_shuffle pixel_unshuffle masked_select gather index_select roll flip pad chunk split
     split_with_sizes tensor_split narrow contiguous clone to float half double bfloat16 type_as type masked_fill
     cuda cpu dropout max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d
     adaptive_max_pool3d fractional_max_pool2d fractional_max_pool3d take_along_dim masked_scatter copy_""".split()

@@ -20,7 +20,8 @@ BATCH = "batch"
 FEATURE = "feature"
 MIXED = "mixed"
 STACKED = "stacked"  # trunk and branches of a residual beside each other, see ``ops/stacked.py``
-NOT_TOKENS = frozenset((MIXED, STACKED))
+COPIES = "copies"  # of one tensor, each for an expert or a query of its own
+NOT_TOKENS = frozenset((MIXED, STACKED, COPIES))
 
 Factor = tuple[str, int]
 Axis = tuple[Factor, ...]
@@ -109,8 +110,8 @@ def broadcast(layouts: Sequence[tuple[Layout | None, Sequence[int]]], shape: Seq
         axes = [
             layout[i] for layout, s in layouts if layout is not None and len(s) >= -i and s[i] == shape[i] and layout[i]
         ]
-        axes.sort(key=lambda factors: any(label == MIXED for label, _ in factors))
-        result.append(axes[0] if axes else axis(MIXED, shape[i]))
+        axes.sort(key=lambda factors: any(label in (MIXED, COPIES) for label, _ in factors))
+        result.append(axes[0] if axes else axis(COPIES, shape[i]))
     return tuple(result) if any(layout is not None for layout, _ in layouts) else None
 
 
