@@ -11,7 +11,7 @@ from captum_transformer_attr.ops.bilinear import contracted, unbroadcast
 from captum_transformer_attr.ops.elementwise import apply_elementwise, scaled
 from captum_transformer_attr.ops.residual import common_root
 from captum_transformer_attr.ops.stacked import gated_parts
-from captum_transformer_attr.ops.written_softmax import written_softmax
+from captum_transformer_attr.ops.written_softmax import refuse_pieces, written_softmax
 from captum_transformer_attr.recording import layout as lay
 from captum_transformer_attr.recording import tags
 from captum_transformer_attr.recording.node import Grads, Node, node_of
@@ -100,6 +100,7 @@ def product(recorder: Recorder, a: Tensor, b: Tensor, divide: bool = False) -> T
         softmax = written_softmax(recorder, numerator, total, divide)
         if softmax is not None:
             return softmax
+        refuse_pieces(recorder, numerator, total, divide)
     kind, signal = meaning(ta, tb, a, b)
     if divide and signal != 0:
         kind, signal = GATED, 0  # a denominator scales, it does not contribute
