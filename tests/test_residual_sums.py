@@ -109,6 +109,8 @@ JOINED = {
     "product with a vector": lambda x, y: torch.stack([x, y], -1) @ W,
     "product with a column": lambda x, y: (torch.stack([x, y], -1) @ W[:, None])[..., 0],
     "product with a row": lambda x, y: (W[None] @ torch.stack([x, y], -2))[..., 0, :],
+    "vstack": lambda x, y: (torch.vstack([x[None], y[None]]) * W[:, None, None, None]).sum(0),
+    "dstack": lambda x, y: (torch.dstack([x[:, :, None], y[:, :, None]]) * W[:, None]).sum(2),
     "cat of new axes": lambda x, y: (torch.cat([x[None], y[None]]) * W[:, None, None, None]).sum(0),
     "cat of scaled parts": lambda x, y: torch.cat([0.6 * x[:, None], 0.8 * y[:, None]], 1).sum(1),
     "taken out of the stack": lambda x, y: 0.6 * torch.stack([x, y])[0] + 0.8 * torch.stack([x, y]).unbind()[1],
@@ -242,6 +244,11 @@ LOST = {
     "another order": lambda x, y: torch.stack([x, y]).flip(0).mean(0),
     "some tokens": lambda x, y: torch.stack([x, y])[:, :, 1:].sum(0),
     "a divisor": lambda x, y: (torch.stack([x, y]) / (1 + torch.stack([x, y]).sigmoid())).sum(0),
+    "an activation of a cat": lambda x, y: torch.cat([x[None], y[None]]).tanh().sum(0),
+    "a pooling": lambda x, y: nn.functional.adaptive_avg_pool1d(torch.stack([x, y], -1).flatten(0, 1), 1).view_as(x),
+    "a convolution": lambda x, y: nn.functional.conv1d(
+        torch.stack([x, y], -1).flatten(0, 1).mT, torch.ones(1, 2, 1, dtype=x.dtype)
+    ).view_as(x),
     "gates overwritten": with_overwritten_gates,
 }
 

@@ -176,7 +176,25 @@ def cat(recorder: Recorder, tensors: Any, dim: int = 0, *, axis: int | None = No
             axes[where] = lay.axis(labels.pop() if len(labels) == 1 else lay.MIXED, result.shape[where])
             layout = tuple(axes)
     parts = stacked_by_cat(recorder, pieces, where)
+    if layout is not None and parts and make_residual(recorder, pieces):
+        layout = (*layout[:where], lay.axis(lay.STACKED, len(parts)), *layout[where + 1 :])
     return join(recorder, lambda values: torch.cat(values, dim), pieces, layout, parts=parts, parts_dim=where)
+
+
+def joins(dim: int, least: int, *names: str) -> None:
+    """Register another name of ``cat`` along an axis, for tensors of at least this many."""
+
+    @handles(*names)
+    def handler(recorder: Recorder, tensors: Any) -> Any:
+        if any(t.ndim < least for t in tensors):
+            return NotImplemented
+        with recorder:
+            return torch.cat(tuple(tensors), dim)
+
+
+joins(0, 2, "vstack", "row_stack")
+joins(1, 2, "hstack", "column_stack")
+joins(2, 3, "dstack")
 
 
 def stacked_by_cat(recorder: Recorder, pieces: list[Tensor], dim: int) -> tuple[tags.Part, ...]:
