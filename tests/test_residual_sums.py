@@ -231,6 +231,18 @@ def test_a_stack_with_a_gate_for_every_branch_is_a_sum_of_gated_branches(name):
     same(*GATED[name])
 
 
+def written(x, y):
+    buffer = torch.empty(2, *x.shape, dtype=x.dtype)
+    buffer[0], buffer[1] = x, y
+    return buffer.sum(0)
+
+
+def written_along_the_last_axis(x, y):
+    buffer = x.new_zeros(*x.shape, 2)
+    buffer[..., 1], buffer[..., 0] = y, x
+    return buffer.mean(-1)
+
+
 def with_overwritten_gates(x, y):
     gates = torch.stack([x, y]).sigmoid()
     gated = torch.stack([x, y]) * gates
@@ -249,6 +261,8 @@ LOST = {
     "a convolution": lambda x, y: nn.functional.conv1d(
         torch.stack([x, y], -1).flatten(0, 1).mT, torch.ones(1, 2, 1, dtype=x.dtype)
     ).view_as(x),
+    "a buffer": written,
+    "a buffer, along its last axis": written_along_the_last_axis,
     "gates overwritten": with_overwritten_gates,
 }
 

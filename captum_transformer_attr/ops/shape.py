@@ -122,9 +122,34 @@ def same_axes(out: Tensor, x: Any, *_: Any, **__: Any) -> lay.Layout | None:
 @infers("__setitem__")
 def written(out: Tensor, x: Tensor, index: Any, value: Any) -> lay.Layout | None:
     """A constant buffer gets the layout of what is written into slices of it."""
+    dim = place_in_stack(out, index, value)
+    if dim is not None:
+        return stacked_by_writes(out, x, value, dim)
     slices = all(isinstance(i, slice) or i is Ellipsis for i in (index if isinstance(index, tuple) else (index,)))
     fills = tag_of(x) is None and isinstance(value, Tensor) and value.ndim == out.ndim and slices
     return lay.resized(layout_of(value if fills else x), out.shape)
+
+
+def place_in_stack(out: Tensor, index: Any, value: Any) -> int | None:
+    """The axis of which a write fills one place, as ``stack`` would; None for other writes."""
+    items = lay.index_items(index, out.ndim)
+    places = [i for i, item in enumerate(items) if isinstance(item, int) and not isinstance(item, bool)]
+    whole = all(item == slice(None) for i, item in enumerate(items) if i not in places and not isinstance(item, Tensor))
+    plain = len(items) == out.ndim and not any(item is None or isinstance(item, (Tensor, list)) for item in items)
+    same = isinstance(value, Tensor) and tag_of(value) is not None and len(places) == 1
+    return places[0] if same and plain and whole and value.shape == out.select(places[0], 0).shape else None
+
+
+def stacked_by_writes(out: Tensor, x: Tensor, value: Tensor, dim: int) -> lay.Layout | None:
+    """Layout of a buffer into which one part after another is written: a residual's, if their attentions differ."""
+    known, before = layout_of(value), tag_of(x)
+    if before is None:
+        return None if known is None else (*known[:dim], lay.axis(lay.MIXED, out.shape[dim]), *known[dim:])
+    if before.layout is None or not set(before.layout[dim]) <= {(lay.MIXED, out.shape[dim])}:
+        return lay.resized(before.layout, out.shape)
+    new = tag_of(value)
+    label = lay.STACKED if new is not None and new.attention != before.attention else lay.MIXED
+    return (*before.layout[:dim], lay.axis(label, out.shape[dim]), *before.layout[dim + 1 :])
 
 
 class Join(LocalNode):
