@@ -100,6 +100,27 @@ class Batched(Experts):
         return self.head(self.second(x + self.weighted(self.router(x).softmax(-1), answers)).mean(1))
 
 
+PER_EXPERT = {
+    "batched product": lambda t, w, b: torch.bmm(t.expand(3, -1, -1), w.mT) + b[:, None],
+    "batched product with bias": lambda t, w, b: torch.baddbmm(b[:, None], t.expand(3, -1, -1), w.mT),
+    "broadcast": lambda t, w, b: t @ w.mT + b[:, None],
+    "repeated": lambda t, w, b: t.repeat(3, 1).view(3, -1, C) @ w.mT + b[:, None],
+    "repeated along a new axis": lambda t, w, b: t.repeat(3, 1, 1) @ w.mT + b[:, None],
+    "einsum": lambda t, w, b: torch.einsum("tc,edc->etd", t, w) + b[:, None],
+}
+
+
+class PerExpert(Experts):
+    """The experts' answers lie behind one another: (experts, tokens of the batch, channels)."""
+
+    def forward(self, x):
+        x = self.first(x)
+        weight, bias = (torch.stack([getattr(e, name) for e in self.experts]) for name in ("weight", "bias"))
+        answers = F.gelu(self.weighted(x.flatten(0, 1), weight, bias))
+        gates = self.router(x).softmax(-1).flatten(0, 1).T
+        return self.head(self.second(x + (answers * gates[..., None]).sum(0).view_as(x)).mean(1))
+
+
 class Depth(Experts):
     """Every token weighs what it was after each layer by a learned query."""
 
@@ -159,6 +180,21 @@ def test_experts_in_one_product_are_experts(rules):
         for kind in (Batched, Experts)
     )
     torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("rules", ["deep_taylor", "attnlrp", "cp", "libra"])
+@pytest.mark.parametrize("form", PER_EXPERT)
+def test_a_bias_for_every_expert_is_a_bias(form, rules):
+    """Not a summand for every token: as in experts that are layers of their own, parameters' share included."""
+    packed, plain = (
+        TransformerLRP(randomise(model.double()), rules=rules)
+        for model in (PerExpert(PER_EXPERT[form]), Experts(WEIGHTED["sum of products"]))
+    )
+    got, delta = packed.attribute(TOKENS, 1, return_convergence_delta=True)
+    torch.testing.assert_close(got, plain.attribute(TOKENS, 1), rtol=1e-9, atol=1e-12)
+    assert rules == "attnlrp" or delta.abs().max() < 1e-6
+    shares = [sum(method.parameter_relevance(TOKENS, 1).values()) for method in (packed, plain)]
+    torch.testing.assert_close(*shares, rtol=1e-6, atol=1e-9)
 
 
 class DynamicConvolution(Experts):

@@ -367,6 +367,54 @@ def test_gradient_of_the_recording_is_the_model_s(name):
     torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
 
 
+BOUND = MATRIX[0] * 0.3
+NONE = torch.zeros((), dtype=torch.float64)
+BOUNDS = {
+    "maximum with 0": (lambda x: torch.maximum(x, NONE), torch.relu),
+    "0 first": (lambda x: torch.maximum(NONE, x), torch.relu),
+    "max of two": (lambda x: torch.max(x, torch.zeros_like(x)), torch.relu),
+    "max as a method": (lambda x: x.max(other=NONE), torch.relu),
+    "fmax": (lambda x: torch.fmax(x, NONE), torch.relu),
+    "minimum": (lambda x: torch.minimum(x, BOUND), lambda x: x.clamp(max=BOUND)),
+    "min of two": (lambda x: torch.min(BOUND, x), lambda x: x.clamp(max=BOUND)),
+    "fmin": (lambda x: torch.fmin(x, BOUND), lambda x: x.clamp(max=BOUND)),
+    "both": (
+        lambda x: torch.minimum(torch.maximum(x, BOUND - 1), BOUND + 1),
+        lambda x: x.clamp(BOUND - 1, BOUND + 1),
+    ),
+    "several bounds for one value": (
+        lambda x: x + torch.maximum(x[..., :1], BOUND),
+        lambda x: x + torch.stack([x[..., 0].clamp(min=float(b)) for b in BOUND], -1),
+    ),
+    "several bounds of a clamp": (
+        lambda x: x + x[..., :1].clamp(min=BOUND),
+        lambda x: x + torch.stack([x[..., 0].clamp(min=float(b)) for b in BOUND], -1),
+    ),
+    "a gate": (
+        lambda x: x.flip(-1) * torch.maximum(x @ MATRIX, NONE),
+        lambda x: x.flip(-1) * torch.relu(x @ MATRIX),
+    ),
+    "a guard against 0": (
+        lambda x: x / torch.maximum(x.norm(dim=-1, keepdim=True), NONE + 1e-6),
+        lambda x: x / x.norm(dim=-1, keepdim=True).clamp(min=1e-6),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_the_larger_of_a_value_and_a_constant_is_an_activation(name):
+    """As ``relu`` and ``clamp`` are: its constant takes nothing away from it."""
+    bounded, plain = map(Changed, BOUNDS[name])
+    torch.testing.assert_close(bounded(IMAGES), plain(IMAGES))
+    for method in (AttentionRelevance, TransformerRelevance):
+        got, want = (method(model).attribute(IMAGES, target=1) for model in (bounded, plain))
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
+    for rules in ("deep_taylor", "attnlrp", "cp", "libra"):
+        got, delta = TransformerLRP(bounded, rules=rules).attribute(IMAGES, target=1, return_convergence_delta=True)
+        torch.testing.assert_close(got, TransformerLRP(plain, rules=rules).attribute(IMAGES, 1), rtol=1e-9, atol=1e-12)
+        assert rules == "attnlrp" or delta.abs().max() < 1e-6
+
+
 ARGUMENTS = {
     "threshold": (0.1, -0.2),
     "pow": (3,),

@@ -7,7 +7,14 @@ import torch
 from tiny_models import WatchedAttention, randomise
 from torch import nn
 
-from captum_transformer_attr import AttentionRelevance, AttentionRollout, TransformerLRP, TransformerRelevance
+from captum_transformer_attr import (
+    AttentionRelevance,
+    AttentionRollout,
+    FullGradPlus,
+    TransformerLRP,
+    TransformerRelevance,
+    UnsupportedOperationError,
+)
 
 WIDTH, TOKENS = 8, 5
 
@@ -102,6 +109,8 @@ JOINED = {
     "product with a vector": lambda x, y: torch.stack([x, y], -1) @ W,
     "product with a column": lambda x, y: (torch.stack([x, y], -1) @ W[:, None])[..., 0],
     "product with a row": lambda x, y: (W[None] @ torch.stack([x, y], -2))[..., 0, :],
+    "vstack": lambda x, y: (torch.vstack([x[None], y[None]]) * W[:, None, None, None]).sum(0),
+    "dstack": lambda x, y: (torch.dstack([x[:, :, None], y[:, :, None]]) * W[:, None]).sum(2),
     "cat of new axes": lambda x, y: (torch.cat([x[None], y[None]]) * W[:, None, None, None]).sum(0),
     "cat of scaled parts": lambda x, y: torch.cat([0.6 * x[:, None], 0.8 * y[:, None]], 1).sum(1),
     "taken out of the stack": lambda x, y: 0.6 * torch.stack([x, y])[0] + 0.8 * torch.stack([x, y]).unbind()[1],
@@ -110,28 +119,160 @@ JOINED = {
 
 
 class JoinedTrunk(Block):
-    """Trunk and branch of the attention are joined, and weighted, in some way."""
+    """Trunk and branch of the attention are joined in some way: a function of both, or of the block as well."""
 
     def __init__(self, joined):
         super().__init__()
         self.joined = joined
 
     def forward(self, x):
-        x = self.joined(x, self.attend(x))
+        own = () if self.joined.__code__.co_argcount == 2 else (self,)
+        x = self.joined(*own, x, self.attend(x))
         return x + self.mlp(x)
+
+
+METHODS = (
+    AttentionRelevance,
+    TransformerRelevance,
+    FullGradPlus,
+    *(functools.partial(TransformerLRP, rules=rules) for rules in ("deep_taylor", "attnlrp", "cp", "libra")),
+)
+
+
+def same(joined, plain):
+    """Models that join trunk and branch in these two ways have the same explanations."""
+    x = torch.randn(2, TOKENS, 3, dtype=torch.float64)
+    joined, plain = (randomise(Model(functools.partial(JoinedTrunk, way)).double()) for way in (joined, plain))
+    torch.testing.assert_close(joined(x), plain(x))
+    for method in METHODS:
+        got, want = (method(model).attribute(x, 1) for model in (joined, plain))
+        assert want.abs().max() > 0
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", JOINED)
 def test_weighted_sum_of_a_stack_is_the_sum_of_its_parts(name):
-    x = torch.randn(2, TOKENS, 3, dtype=torch.float64)
-    plain, stacked = (
-        randomise(Model(functools.partial(JoinedTrunk, joined)).double())
-        for joined in (lambda x, y: 0.6 * x + 0.8 * y, JOINED[name])
-    )
-    for method in (AttentionRelevance, TransformerRelevance, TransformerLRP):
-        got, want = (method(model).attribute(x, 1) for model in (stacked, plain))
-        assert want.abs().max() > 0
-        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
+    same(JOINED[name], lambda x, y: 0.6 * x + 0.8 * y)
+
+
+MOVED = {
+    "contiguous": lambda s: s.contiguous(),
+    "clone": lambda s: s.clone(),
+    "cast": lambda s: s.double(),
+    "flatten": lambda s: s.flatten(2).unflatten(2, (TOKENS, WIDTH)),
+    "new axis": lambda s: s.unsqueeze(1)[:, 0],
+    "new axis by an index": lambda s: s[:, None].squeeze(1),
+    "reordered and copied": lambda s: s.permute(1, 2, 0, 3).contiguous().permute(2, 0, 1, 3),
+    "scaled in place": lambda s: s.mul_(2) / 2,
+}
+
+
+@pytest.mark.parametrize("name", MOVED)
+def test_a_stack_that_was_copied_or_regrouped_is_one(name):
+    same(lambda x, y: MOVED[name](torch.stack([x, y])).sum(0), lambda x, y: x + y)
+
+
+def gates(block, x):
+    return torch.stack([block.first(x).sigmoid(), block.second(x).sigmoid()])
+
+
+def weights(block, x):
+    return block.first(x)[..., :2].softmax(-1)
+
+
+def routes(block, x):
+    """A gate for each branch, the same for all tokens."""
+    return block.first(x).mean(1)[:, :2].sigmoid()
+
+
+def by_gates(block, x, y):
+    return block.first(x).sigmoid() * x + block.second(x).sigmoid() * y
+
+
+def by_weights(block, x, y):
+    w = weights(block, x)
+    return w[..., :1] * x + w[..., 1:] * y
+
+
+def by_routes(block, x, y):
+    g = routes(block, x)[:, None]
+    return g[..., :1] * x + g[..., 1:] * y
+
+
+def by_gates_and_scales(block, x, y):
+    return block.first(x).sigmoid() * (0.6 * x) + block.second(x).sigmoid() * (0.8 * y)
+
+
+def taken_apart(block, x, y):
+    gated = gates(block, x) * torch.stack([x, y])
+    return gated[0] + gated[1]
+
+
+GATED = {
+    "sum": (lambda b, x, y: (torch.stack([x, y]) * gates(b, x)).sum(0), by_gates),
+    "mean of a copy": (lambda b, x, y: (gates(b, x) * torch.stack([x, y]).clone()).mean(0) * 2, by_gates),
+    "in place": (lambda b, x, y: torch.stack([x, y]).mul_(gates(b, x)).sum(0), by_gates),
+    "taken apart": (taken_apart, by_gates),
+    "scaled, too": (
+        lambda b, x, y: (W[:, None, None, None] * torch.stack([x, y]) * gates(b, x)).sum(0),
+        by_gates_and_scales,
+    ),
+    "softmax": (lambda b, x, y: (weights(b, x)[..., None, :] * torch.stack([x, y], -1)).sum(-1), by_weights),
+    "einsum": (lambda b, x, y: torch.einsum("bnk,kbnc->bnc", weights(b, x), torch.stack([x, y])), by_weights),
+    "row": (lambda b, x, y: (weights(b, x)[..., None, :] @ torch.stack([x, y], 2))[..., 0, :], by_weights),
+    "column": (lambda b, x, y: (torch.stack([x, y], -1) @ weights(b, x)[..., None])[..., 0], by_weights),
+    "routes": (lambda b, x, y: (routes(b, x)[:, None, :, None] * torch.stack([x, y], 2)).sum(2), by_routes),
+    "einsum of routes": (lambda b, x, y: torch.einsum("bk,bknc->bnc", routes(b, x), torch.stack([x, y], 1)), by_routes),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GATED)
+def test_a_stack_with_a_gate_for_every_branch_is_a_sum_of_gated_branches(name):
+    same(*GATED[name])
+
+
+def written(x, y):
+    buffer = torch.empty(2, *x.shape, dtype=x.dtype)
+    buffer[0], buffer[1] = x, y
+    return buffer.sum(0)
+
+
+def written_along_the_last_axis(x, y):
+    buffer = x.new_zeros(*x.shape, 2)
+    buffer[..., 1], buffer[..., 0] = y, x
+    return buffer.mean(-1)
+
+
+def with_overwritten_gates(x, y):
+    gates = torch.stack([x, y]).sigmoid()
+    gated = torch.stack([x, y]) * gates
+    gates.zero_()
+    return gated.sum(0)
+
+
+LOST = {
+    "an activation": lambda x, y: torch.stack([x, y]).tanh().sum(0),
+    "a norm": lambda x, y: nn.functional.layer_norm(torch.stack([x, y]), (WIDTH,)).sum(0),
+    "another order": lambda x, y: torch.stack([x, y]).flip(0).mean(0),
+    "some tokens": lambda x, y: torch.stack([x, y])[:, :, 1:].sum(0),
+    "a divisor": lambda x, y: (torch.stack([x, y]) / (1 + torch.stack([x, y]).sigmoid())).sum(0),
+    "an activation of a cat": lambda x, y: torch.cat([x[None], y[None]]).tanh().sum(0),
+    "a pooling": lambda x, y: nn.functional.adaptive_avg_pool1d(torch.stack([x, y], -1).flatten(0, 1), 1).view_as(x),
+    "a convolution": lambda x, y: nn.functional.conv1d(
+        torch.stack([x, y], -1).flatten(0, 1).mT, torch.ones(1, 2, 1, dtype=x.dtype)
+    ).view_as(x),
+    "a buffer": written,
+    "a buffer, along its last axis": written_along_the_last_axis,
+    "gates overwritten": with_overwritten_gates,
+}
+
+
+@pytest.mark.parametrize("method", [AttentionRelevance, TransformerLRP])
+@pytest.mark.parametrize("name", LOST)
+def test_a_stack_whose_trunk_cannot_be_told_is_refused_by_name(name, method):
+    model = randomise(Model(functools.partial(JoinedTrunk, LOST[name])).double())
+    with pytest.raises(UnsupportedOperationError, match=r"'blocks\.0' stacks the trunk.*add the branches"):
+        method(model).attribute(torch.randn(2, TOKENS, 3, dtype=torch.float64), 1)
 
 
 KINDS = (ScaledTrunk, ProjectedTrunk, BranchOfBoth, OneAfterTheOther, TrunkLast)

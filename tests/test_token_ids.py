@@ -1,5 +1,8 @@
 """Token ids on their way to a table: followed exactly, or refused where a table is read as no handle can follow."""
 
+import functools
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,6 +12,7 @@ from torch import nn
 from captum_transformer_attr import (
     AttentionRelevance,
     TransformerLRP,
+    TransformerRelevance,
     UnsupportedModelError,
     UnsupportedOperationError,
     coverage,
@@ -85,6 +89,54 @@ def test_a_start_token_that_the_model_puts_in_has_the_relevance_it_has_as_an_inp
     torch.testing.assert_close(share, given[:, 0] + rest)
 
 
+# ---------------------------------------------------------------------- ids used twice
+TWICE = {
+    "sum with itself": (lambda ids: (ids + ids) % 7, lambda ids: 2 * ids % 7),
+    "sum with a multiple": (lambda ids: (3 * ids + ids) % 7, lambda ids: 4 * ids % 7),
+    "sum with a copy": (lambda ids: (ids.clone() + ids) % 7, lambda ids: 2 * ids % 7),
+    "sum of what was moved": (lambda ids: (ids.roll(1, 1) + ids.roll(1, 1)) % 7, lambda ids: 2 * ids.roll(1, 1) % 7),
+    "in place": (lambda ids: ids.clone().add_(ids) % 7, lambda ids: 2 * ids % 7),
+}
+METHODS = (
+    AttentionRelevance,
+    TransformerRelevance,
+    *(functools.partial(TransformerLRP, rules=rules) for rules in (*TABLES, "attnlrp")),
+)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", TWICE)
+def test_ids_that_are_added_to_themselves_are_embedded_once(name, method):
+    got, want = (method(Text(first)).attribute(IDS, target=1) for first in TWICE[name])
+    assert want.abs().max() > 0
+    torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("rules", TABLES)
+def test_an_embedding_of_two_ids_belongs_to_both_by_halves(rules):
+    """A bigram's hash: what a hashed id would get goes in equal shares to the id at its place and to the one before."""
+    hashed = (3 * IDS + IDS.roll(1, 1)) % 7
+    model = Text(lambda ids: (3 * ids + ids.roll(1, 1)) % 7)
+    got, delta = TransformerLRP(model, rules=rules).attribute(IDS, target=1, return_convergence_delta=True)
+    each = TransformerLRP(Text(), rules=rules).attribute(hashed, target=1)
+    torch.testing.assert_close(got, (each + each.roll(-1, 1)) / 2, rtol=1e-9, atol=1e-12)
+    assert delta.abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_id_has_the_relevance_of_all_its_embeddings(method):
+    """Embedded twice, by one table or by two: as by the one table that is their sum, up to the published stabiliser."""
+    again, doubled = Text(second=lambda ids, table: F.embedding(ids, table)), Text()
+    with torch.no_grad():
+        doubled.embed.weight += again.table
+    got, want = (method(model).attribute(IDS, target=1) for model in (again, doubled))
+    torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-8)
+    again.table.data.copy_(again.embed.weight.detach())
+    doubled.embed.weight.data.copy_(2 * again.embed.weight.detach())
+    got, want = (method(model).attribute(IDS, target=1) for model in (again, doubled))
+    torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-8)
+
+
 # ---------------------------------------------------------------------- tables read in other ways
 @pytest.mark.parametrize("mode", ["sum", "mean"])
 def test_embedding_bag_is_an_embedding_and_a_pooling(mode):
@@ -133,6 +185,17 @@ READ = {
     "item": lambda ids, table: rows([[i.item() for i in row] for row in ids], table),
     "item and arithmetic": lambda ids, table: rows([[6 - i.item() // 2 for i in row] for row in ids], table),
     "a tensor of numbers": lambda ids, table: table[torch.tensor(ids.tolist())],
+    "a tensor of rows": lambda ids, table: table[torch.tensor([row.tolist() for row in ids])],
+    "tensors of rows": lambda ids, table: table[torch.stack([torch.tensor(row.tolist()) for row in ids])],
+    "NumPy of a list": lambda ids, table: table[torch.from_numpy(np.array(ids.tolist()))],
+    "NumPy of rows": lambda ids, table: table[torch.tensor(np.array([row.tolist() for row in ids]))],
+    "an array of a type": lambda ids, table: table[torch.tensor(np.asarray(ids.tolist(), dtype=np.int64))],
+    "a NumPy table": lambda ids, table: torch.from_numpy(table.numpy()[ids.tolist()]),
+    "a power": lambda ids, table: rows([[i**1 for i in row] for row in ids.tolist()], table),
+    "quotient and rest": lambda ids, table: rows([[divmod(i, 7)[1] for i in row] for row in ids.tolist()], table),
+    "rounded": lambda ids, table: rows([[round(i) for i in row] for row in ids.tolist()], table),
+    "a float": lambda ids, table: table[torch.tensor([[float(i) for i in row] for row in ids.tolist()]).long()],
+    "a quotient": lambda ids, table: table[torch.tensor([[i / 1 for i in row] for row in ids.tolist()]).long()],
     "int": lambda ids, table: rows([[int(i) for i in row] for row in ids], table),
     "int of item": lambda ids, table: rows([[int(i.item()) for i in row] for row in ids], table),
     "NumPy": lambda ids, table: table[torch.from_numpy(ids.numpy().copy())],

@@ -14,6 +14,7 @@ from captum_transformer_attr import (
     TransformerLRP,
     TransformerRelevance,
     UnsupportedModelError,
+    UnsupportedOperationError,
 )
 
 METHODS = [
@@ -66,6 +67,61 @@ def test_a_divisor_that_is_no_sum_makes_no_softmax(name):
         UnsupportedModelError, match="no softmax attention .*the exponential in module '0.0.inner.1' is"
     ):
         AttentionRelevance(model).attribute(TOKENS, 1)
+
+
+class Blocks(Attention):
+    """Keys and values come in two blocks; a subclass says how their softmax is put together."""
+
+    def mix(self, q, k, v):
+        q, k, v = split_heads(q, k, v)
+        scores = [q @ part.mT / (C // H) ** 0.5 for part in k.split(3, -2)]
+        return self.join(scores, v.split(3, -2)).transpose(1, 2).flatten(2)
+
+
+class Online(Blocks):
+    """Flash attention written out: the largest score and the sum so far are carried from block to block."""
+
+    def join(self, scores, values):
+        largest = scores[0].new_full((*scores[0].shape[:-1], 1), -torch.inf)
+        total, mixed = torch.zeros_like(largest), 0
+        for s, v in zip(scores, values, strict=True):
+            new = torch.maximum(largest, s.amax(-1, keepdim=True))
+            e, correction = (s - new).exp(), (largest - new).exp()
+            total, mixed = total * correction + e.sum(-1, keepdim=True), mixed * correction + e @ v
+            largest = new
+        return mixed / total
+
+
+class Carried(Blocks):
+    def join(self, scores, values):
+        e = [s.exp() for s in scores]
+        total = e[0].sum(-1, keepdim=True) + e[1].sum(-1, keepdim=True)
+        return (e[0] @ values[0] + e[1] @ values[1]) * (1 / total)
+
+
+class DividedApart(Blocks):
+    def join(self, scores, values):
+        e = [s.exp() for s in scores]
+        total = e[0].sum(-1, keepdim=True) + e[1].sum(-1, keepdim=True)
+        return e[0] / total @ values[0] + e[1] / total @ values[1]
+
+
+class OfJoined(Blocks):
+    def join(self, scores, values):
+        e = torch.cat([s.exp() for s in scores], -1)
+        return e / e.sum(-1, keepdim=True) @ torch.cat(values, -2)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("attention", [Online, Carried, DividedApart, OfJoined])
+def test_a_softmax_in_pieces_is_refused_by_name(attention, method):
+    """Local rules of its quotient would give another explanation than that of the same model with ``softmax``."""
+    model = two_blocks(attention)
+    torch.testing.assert_close(model(TOKENS), two_blocks(Fused)(TOKENS))
+    with pytest.raises(
+        UnsupportedOperationError, match=r"'0\.0\.inner\.1' computes a softmax piece by piece.*one softmax"
+    ):
+        method(model).attribute(TOKENS, 1)
 
 
 SINKS = {

@@ -53,7 +53,7 @@ def candidates(recording: Recording, name: str) -> list[Node]:
     for node in recording.nodes:
         if node.tag.attention == 0 and node.tag.weighted > 0 and lay.grid(node.layout, name):
             labels = [label for label_set in lay.labels(node.layout) for label in label_set]
-            if lay.FEATURE in labels and lay.MIXED not in labels and not lay.is_map(node.layout):
+            if lay.FEATURE in labels and not lay.NOT_TOKENS & set(labels) and not lay.is_map(node.layout):
                 found.append(node)
     return found
 

@@ -22,6 +22,7 @@ from captum_transformer_attr.ops.residual import ConstantSum, Sum
 from captum_transformer_attr.ops.shape import Join
 from captum_transformer_attr.ops.softmax import Softmax
 from captum_transformer_attr.recording.node import Node
+from captum_transformer_attr.recording.token_ids import Combined
 
 Function = Any  # a node of torch's autograd graph
 
@@ -72,6 +73,8 @@ class Lineage:
             return update(fn) if not node.over_channels else self.born(fn, live)
         if isinstance(node, Sum):
             return self.through_sum(fn, node, live)
+        if isinstance(node, Combined):
+            return self.of_two(fn, live)
         if isinstance(node, ConstantSum):
             line = self.line(live[0])
             return update(fn) if constant_trunk(node, line) else line
@@ -96,8 +99,11 @@ class Lineage:
             return update(fn)
         if node.trunk is not None:
             return self.line(live[node.trunk])
+        return self.of_two(fn, live)
+
+    def of_two(self, fn: Function, live: list[Function]) -> Line:
+        """Two token-wise functions of the same tokens (a rotary embedding) are no new tokens."""
         first, second = (self.line(f) for f in live)
-        # Two token-wise functions of the same tokens (a rotary embedding) are no new tokens.
         return first if first.end is not None and first.end is second.end else self.born(fn, live)
 
     def born(self, fn: Function, live: list[Function]) -> Line:

@@ -30,6 +30,7 @@ from captum_transformer_attr.recording import layout as lay
 from captum_transformer_attr.recording import tags
 from captum_transformer_attr.recording.node import Grads, Node
 from captum_transformer_attr.recording.signal import Rule, Signal
+from captum_transformer_attr.recording.token_ids import Combined
 
 Weights = Callable[[Attention, slice], Tensor]
 INPUTS = (1 << 63) - 1  # the bits of ``Tag.ancestors`` that stand for explained inputs
@@ -208,10 +209,19 @@ def scaling(node: Scale, r: Tensor, signal: Flow) -> Grads:
 def product(node: Product, r: Tensor, signal: Flow) -> Grads:
     if node.signal is not None:
         return node.to_signal(r)
-    # As in a matrix product: two streams (image times text) are explained in full, two views of one stream share.
-    first, second = (0 if tag is None else tag.ancestors & INPUTS for tag in node.sources)
-    share = r / 2 if first & second else r
+    share = share_of_two(node, r)
     return node.split(share, share)
+
+
+def share_of_two(node: Node, r: Tensor) -> Tensor:
+    """As in a matrix product: two streams (image times text) are explained in full, two views of one stream share."""
+    first, second = (0 if tag is None else tag.ancestors & INPUTS for tag in node.sources)
+    return r / 2 if first & second else r
+
+
+def combined(node: Combined, r: Tensor, signal: Flow) -> Grads:
+    share = share_of_two(node, r)
+    return share, share
 
 
 def constant_sum(node: ConstantSum, r: Tensor, signal: Flow) -> Grads:
@@ -257,5 +267,6 @@ TABLE: dict[type[Node], Rule] = {
     Centring: centring,
     Statistic: statistic,
     Embedding: embedding,
+    Combined: combined,
     Join: joining,
 }

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from captum_transformer_attr.ops.attention import ValueProduct, over_channels, within_tokens
 from captum_transformer_attr.ops.linear import constant_product
-from captum_transformer_attr.ops.stacked import along, summed, value, weighted_parts
+from captum_transformer_attr.ops.stacked import along, gates, refuse_lost, summed, value, weighted_parts
 from captum_transformer_attr.recording import layout as lay
 from captum_transformer_attr.recording import tags
 from captum_transformer_attr.recording.node import Grads, Node
@@ -68,12 +68,14 @@ def product_layout(
 
 @handles("matmul", "__matmul__", "bmm", "mm")
 def matmul(recorder: Recorder, a: Tensor, b: Tensor) -> Any:
+    with recorder:
+        stacked = weighted_parts(recorder, a, b)
+    if stacked is not None:
+        return stacked
     if not (a.requires_grad and b.requires_grad):
-        with recorder:
-            stacked = weighted_parts(a, b)
-        if stacked is not None:
-            return stacked
         return constant_product(recorder, a, b)
+    refuse_lost(recorder, a, (-1,))
+    refuse_lost(recorder, b, (max(-2, -b.ndim),))
     if a.ndim < 2 or b.ndim < 2:
         with recorder:
             row, column = a.ndim < 2, b.ndim < 2
@@ -180,7 +182,7 @@ def einsum(recorder: Recorder, equation: Any, *operands: Any) -> Any:
             target = (
                 result if k + 1 == len(terms) else "".join(dict.fromkeys(c for c in left + terms[k] if c in needed))
             )
-            x = contract_two(left, terms[k], target, x, tensors[k])
+            x = contract_two(recorder, left, terms[k], target, x, tensors[k])
             left = target
         return x
 
@@ -244,11 +246,11 @@ def contract_one(term: str, result: str, x: Tensor) -> Tensor:
     return x.permute([term.index(c) for c in result])
 
 
-def contract_two(a: str, b: str, result: str, x: Tensor, y: Tensor) -> Tensor:
+def contract_two(recorder: Recorder, a: str, b: str, result: str, x: Tensor, y: Tensor) -> Tensor:
     """One pairwise contraction as a (batched) matrix product."""
-    stacked = contract_parts(a, b, result, x, y)
+    stacked = contract_parts(recorder, a, b, result, x, y)
     if stacked is None:
-        stacked = contract_parts(b, a, result, y, x)
+        stacked = contract_parts(recorder, b, a, result, y, x)
     if stacked is not None:
         return stacked
     for term, other in ((a, b), (b, a)):
@@ -289,26 +291,33 @@ def contract_two(a: str, b: str, result: str, x: Tensor, y: Tensor) -> Tensor:
     return product.reshape([size[c] for c in letters]).permute([letters.index(c) for c in result]).contiguous()
 
 
-def contract_parts(term: str, other: str, result: str, stacked: Tensor, weights: Tensor) -> Tensor | None:
-    """A contraction over the axis along which values were stacked, with constant weights, as a sum of the parts."""
+def contract_parts(
+    recorder: Recorder, term: str, other: str, result: str, stacked: Tensor, weights: Tensor
+) -> Tensor | None:
+    """A contraction over the axis along which values were stacked, with weights, as a sum of the parts."""
     tag = tag_of(stacked)
     if tag is None or not tag.intact:
         return None
     dim, parts = tag.parts_dim, tag.parts
-    if weights.requires_grad or term[dim] in result or term[dim] not in other:
+    if term[dim] in result or term[dim] not in other or not gates(recorder, parts, weights):
         return None
     rest, weighing = term[:dim] + term[dim + 1 :], other.replace(term[dim], "")
     axis = other.index(term[dim]) - len(other)
     terms = []
     for k, part in enumerate(parts):
         weight = along(weights, axis, k)
-        terms.append(
-            contract_two(rest, weighing, result, value(part), weight)
-            if weighing
-            else contract_one(rest, result, value(part)) * weight
-        )
+        if not weighing or (weights.requires_grad and set(weighing) <= set(rest) & set(result)):
+            terms.append(contract_one(rest, result, value(part) * spread_like(weight, weighing, rest)))
+        else:
+            terms.append(contract_two(recorder, rest, weighing, result, value(part), weight))
     contraction: Tensor = summed(terms)
     return contraction
+
+
+def spread_like(weight: Tensor, term: str, other: str) -> Tensor:
+    """A weight with the axes ``term``, shaped to broadcast against a tensor with the axes ``other``."""
+    ordered = weight.permute([term.index(c) for c in other if c in term])
+    return ordered[tuple(slice(None) if c in term else None for c in other)]
 
 
 def spans(start: int, groups: tuple[list[str], ...]) -> list[range]:

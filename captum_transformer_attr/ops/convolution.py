@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from captum_transformer_attr.ops.linear import LinearMap, after_linear, live_weight
+from captum_transformer_attr.ops.stacked import refuse_lost
 from captum_transformer_attr.recording import layout as lay
 from captum_transformer_attr.recording.recorder import Recorder
 from captum_transformer_attr.recording.registry import handles
@@ -59,6 +60,7 @@ def convolve(recorder: Recorder, x: Tensor, weight: Tensor, bias: Tensor | None,
     stride, _, _, transposed, _, groups = geometry
     if x.shape[1] != (weight.shape[0] if transposed else weight.shape[1] * groups):
         return NotImplemented  # torch says which number of channels it wants
+    refuse_lost(recorder, x, range(1, x.ndim))
     tag = tag_of(x)
     node = Convolution(weight, bias, geometry)
     shape = [x.shape[0], *torch.convolution(x.detach()[:0].to("meta"), weight.to("meta"), None, *geometry).shape[1:]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ UNBOUNDED = frozenset(
     softshrink tanhshrink log sqrt rsqrt square abs reciprocal pow log1p expm1 clamp clamp_min clamp_max clip log2
     erfc sinh cosh nan_to_num rsqrt sign float_power""".split()
 )
+CLAMPS = ("clamp", "clamp_min", "clamp_max", "clip")  # their bounds may be tensors, and broadcast
 # Other names under which torch dispatches them.
 ALIASES = {
     "__pow__": "pow",
@@ -141,10 +143,39 @@ def register_elementwise(name: str) -> None:
     def handler(recorder: Recorder, input: Any, *args: Any, **kwargs: Any) -> Any:
         if not isinstance(input, Tensor) or not input.requires_grad:
             return NotImplemented
+        if name in CLAMPS:
+            with recorder:
+                input = functools.reduce(spread_over, (*args, *kwargs.values()), input)
         return apply_elementwise(recorder, function, name, input, *args, **kwargs)
+
+
+def register_bound(function: Any, *names: str) -> None:
+    """Register a function that takes the larger (or smaller) of two values: with a constant it is a clamp, which may
+    have another bound for every channel."""
+
+    @handles(*names)
+    def handler(recorder: Recorder, input: Any, other: Any = None, *args: Any, **kwargs: Any) -> Any:
+        pair = [t for t in (input, other) if isinstance(t, Tensor)]
+        live = [t for t in pair if t.requires_grad]
+        if args or kwargs or len(pair) != 2 or len(live) != 1:
+            return NotImplemented
+        bound = other if live[0] is input else input
+        with recorder:
+            x = spread_over(live[0], bound)
+        return apply_elementwise(recorder, function, "clamp", x, bound)
+
+
+def spread_over(x: Tensor, bound: Any) -> Tensor:
+    """``x``, repeated where it is compared with several bounds."""
+    shape = lay.broadcast_shape(x.shape, bound.shape) if isinstance(bound, Tensor) else x.shape
+    return x if shape == x.shape else x.expand(shape)
 
 
 for _name in sorted(BOUNDED | UNBOUNDED):
     register_elementwise(_name)
+register_bound(torch.maximum, "maximum", "max")
+register_bound(torch.minimum, "minimum", "min")
+register_bound(torch.fmax, "fmax")
+register_bound(torch.fmin, "fmin")
 for _alias, _name in ALIASES.items():
     HANDLERS[_alias] = HANDLERS[_name]

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from captum_transformer_attr.ops.linear import LinearMap
+from captum_transformer_attr.ops.stacked import refuse_lost
 from captum_transformer_attr.recording import layout as lay
 from captum_transformer_attr.recording.recorder import Recorder
 from captum_transformer_attr.recording.registry import handles
@@ -48,6 +49,7 @@ def pool(recorder: Recorder, x: Tensor, function: Any, layout: lay.Layout | None
 
 def fixed_pooling(recorder: Recorder, function: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Average pooling and interpolation: batch and channels stay, space is resampled."""
+    refuse_lost(recorder, input, range(2, input.ndim))
     tag = tag_of(input)
     shape = function(input.detach(), *args, **kwargs).shape
     layout = lay.resized(tag.layout, shape) if tag else None

@@ -10,7 +10,8 @@ from torch import Tensor
 from captum_transformer_attr.ops.bilinear import contracted, unbroadcast
 from captum_transformer_attr.ops.elementwise import apply_elementwise, scaled
 from captum_transformer_attr.ops.residual import common_root
-from captum_transformer_attr.ops.written_softmax import written_softmax
+from captum_transformer_attr.ops.stacked import gated_parts
+from captum_transformer_attr.ops.written_softmax import refuse_pieces, written_softmax
 from captum_transformer_attr.recording import layout as lay
 from captum_transformer_attr.recording import tags
 from captum_transformer_attr.recording.node import Grads, Node, node_of
@@ -99,6 +100,7 @@ def product(recorder: Recorder, a: Tensor, b: Tensor, divide: bool = False) -> T
         softmax = written_softmax(recorder, numerator, total, divide)
         if softmax is not None:
             return softmax
+        refuse_pieces(recorder, numerator, total, divide)
     kind, signal = meaning(ta, tb, a, b)
     if divide and signal != 0:
         kind, signal = GATED, 0  # a denominator scales, it does not contribute
@@ -129,6 +131,7 @@ def product(recorder: Recorder, a: Tensor, b: Tensor, divide: bool = False) -> T
         root=common_root(ta, tb),
         weighted=content_weight(ta, tb, signal),
         **({} if signal is None else {"carried": (ta, tb)[signal].carried}),
+        **({} if divide else gated_parts(recorder, a, b, shape)),
     )
 
 
@@ -156,7 +159,7 @@ def weighs_tokens(weights: Tensor, dims: tuple[int, ...]) -> bool:
     if tag is None or tag.role != tags.PROBABILITY or tag.layout is None or len(dims) != 1:
         return False
     found = lay.labels(tag.layout)[dims[0]]
-    if not found or found & {lay.BATCH, lay.FEATURE, lay.MIXED}:
+    if not found or found & {lay.BATCH, lay.FEATURE, *lay.NOT_TOKENS}:
         return False
     total = weights.detach().sum(dims[0])
     return torch.allclose(total, torch.ones_like(total))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from captum_transformer_attr.ops.pooling import pool
 from captum_transformer_attr.ops.product import summed_product
-from captum_transformer_attr.ops.stacked import summed, value
+from captum_transformer_attr.ops.stacked import refuse_lost, summed, value
 from captum_transformer_attr.recording import layout as lay
 from captum_transformer_attr.recording import tags
 from captum_transformer_attr.recording.recorder import Recorder
@@ -48,6 +48,7 @@ def reduced(
     if tag is not None and tag.intact and tag.parts_dim in dims:
         with recorder:
             return of_parts(name, tag, dims, keepdim, dtype)
+    refuse_lost(recorder, input, dims)
     if name == "sum":
         contraction = summed_product(recorder, input, dims, keepdim)
         if contraction is not None:

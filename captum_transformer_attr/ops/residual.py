@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import replace
 from typing import Any
 
@@ -78,12 +77,6 @@ class Sum(Node):
         self.attends = (first, second)
 
 
-def attention_origins(recorder: Recorder) -> int:
-    """Bit set of the attention calls over tokens so far."""
-    calls = (node for node in recorder.captured if node.is_attention)
-    return functools.reduce(lambda bits, node: bits | 1 << node.tag.origin, calls, 0)
-
-
 def trunk_of(a: Tag, b: Tag) -> int | None:
     """Which operand is the residual trunk: the one the other came from, as it is or scaled.
 
@@ -139,7 +132,8 @@ class ConstantSum(Node):
 
 
 def is_bias(constant: Tensor, shape: torch.Size, layout: lay.Layout | None) -> bool:
-    """A scalar, a vector, or anything that is the same for all of several tokens.
+    """A scalar, a vector, or anything that is the same for all of several tokens; copies of them (for experts) may each
+    have another.
 
     What is added to a single token (a class token) is a summand.
 
@@ -153,6 +147,7 @@ def is_bias(constant: Tensor, shape: torch.Size, layout: lay.Layout | None) -> b
         for i, (label, size) in enumerate(zip(found, shape, strict=False))
         if size > 1 and label - {lay.BATCH} and lay.FEATURE not in label
     ]
+    tokens = [i for i in tokens if found[i] != {lay.COPIES}] or tokens
     varies = any(constant.ndim >= -i and constant.shape[i] > 1 for i in tokens)
     return bool(tokens) and not varies
 
@@ -184,7 +179,7 @@ def add(recorder: Recorder, a: Any, b: Any) -> Any:
     shape = lay.broadcast_shape(a.shape, b.shape)
     layout = lay.broadcast([(ta.layout, a.shape), (tb.layout, b.shape)], shape)
     rows = (is_selection(recorder, ta, a), is_selection(recorder, tb, b))
-    node = Sum(ta, tb, attention_origins(recorder), rows)
+    node = Sum(ta, tb, recorder.attention_origins(), rows)
     if a.shape != b.shape:
         node.broadcast = (a, b)
     if node.trunk is not None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_transformer_attr.ops.stacked import as_parts
+from captum_transformer_attr.ops.stacked import as_parts, make_residual
 from captum_transformer_attr.recording import layout as lay
 from captum_transformer_attr.recording import tags
 from captum_transformer_attr.recording.node import LocalNode
@@ -77,6 +77,17 @@ def expanded(out: Tensor, x: Tensor, *_: Any, **__: Any) -> lay.Layout | None:
     return lay.broadcast([(layout_of(x), x.shape)], out.shape)
 
 
+@infers("repeat", "tile")
+def copied(out: Tensor, x: Tensor, *_: Any, **__: Any) -> lay.Layout | None:
+    """Axes in front are new; the others hold one copy after another."""
+    layout = layout_of(x)
+    if layout is None:
+        return None
+    before = [()] * (out.ndim - x.ndim) + list(layout)
+    sizes = [1] * (out.ndim - x.ndim) + list(x.shape)
+    return tuple((*lay.axis(lay.COPIES, n // max(m, 1)), *f) for f, m, n in zip(before, sizes, out.shape, strict=True))
+
+
 @infers("repeat_interleave")
 def repeated(out: Tensor, x: Tensor, repeats: Any, dim: int | None = None, **_: Any) -> lay.Layout | None:
     layout = layout_of(x)
@@ -97,7 +108,7 @@ def unfolded(out: Tensor, x: Tensor, *_: Any, **__: Any) -> lay.Layout | None:
     return lay.fallback(layout_of(x), out.shape)
 
 
-SAME_AXES = """pixel_shuffle pixel_unshuffle repeat tile masked_select gather index_select roll flip pad chunk split
+SAME_AXES = """pixel_shuffle pixel_unshuffle masked_select gather index_select roll flip pad chunk split
     split_with_sizes tensor_split narrow contiguous clone to float half double bfloat16 type_as type masked_fill
     cuda cpu dropout max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d
     adaptive_max_pool3d fractional_max_pool2d fractional_max_pool3d take_along_dim masked_scatter copy_""".split()
@@ -111,9 +122,34 @@ def same_axes(out: Tensor, x: Any, *_: Any, **__: Any) -> lay.Layout | None:
 @infers("__setitem__")
 def written(out: Tensor, x: Tensor, index: Any, value: Any) -> lay.Layout | None:
     """A constant buffer gets the layout of what is written into slices of it."""
+    dim = place_in_stack(out, index, value)
+    if dim is not None:
+        return stacked_by_writes(out, x, value, dim)
     slices = all(isinstance(i, slice) or i is Ellipsis for i in (index if isinstance(index, tuple) else (index,)))
     fills = tag_of(x) is None and isinstance(value, Tensor) and value.ndim == out.ndim and slices
     return lay.resized(layout_of(value if fills else x), out.shape)
+
+
+def place_in_stack(out: Tensor, index: Any, value: Any) -> int | None:
+    """The axis of which a write fills one place, as ``stack`` would; None for other writes."""
+    items = lay.index_items(index, out.ndim)
+    places = [i for i, item in enumerate(items) if isinstance(item, int) and not isinstance(item, bool)]
+    whole = all(item == slice(None) for i, item in enumerate(items) if i not in places and not isinstance(item, Tensor))
+    plain = len(items) == out.ndim and not any(item is None or isinstance(item, (Tensor, list)) for item in items)
+    same = isinstance(value, Tensor) and tag_of(value) is not None and len(places) == 1
+    return places[0] if same and plain and whole and value.shape == out.select(places[0], 0).shape else None
+
+
+def stacked_by_writes(out: Tensor, x: Tensor, value: Tensor, dim: int) -> lay.Layout | None:
+    """Layout of a buffer into which one part after another is written: a residual's, if their attentions differ."""
+    known, before = layout_of(value), tag_of(x)
+    if before is None:
+        return None if known is None else (*known[:dim], lay.axis(lay.MIXED, out.shape[dim]), *known[dim:])
+    if before.layout is None or not set(before.layout[dim]) <= {(lay.MIXED, out.shape[dim])}:
+        return lay.resized(before.layout, out.shape)
+    new = tag_of(value)
+    label = lay.STACKED if new is not None and new.attention != before.attention else lay.MIXED
+    return (*before.layout[:dim], lay.axis(label, out.shape[dim]), *before.layout[dim + 1 :])
 
 
 class Join(LocalNode):
@@ -165,7 +201,25 @@ def cat(recorder: Recorder, tensors: Any, dim: int = 0, *, axis: int | None = No
             axes[where] = lay.axis(labels.pop() if len(labels) == 1 else lay.MIXED, result.shape[where])
             layout = tuple(axes)
     parts = stacked_by_cat(recorder, pieces, where)
+    if layout is not None and parts and make_residual(recorder, pieces):
+        layout = (*layout[:where], lay.axis(lay.STACKED, len(parts)), *layout[where + 1 :])
     return join(recorder, lambda values: torch.cat(values, dim), pieces, layout, parts=parts, parts_dim=where)
+
+
+def joins(dim: int, least: int, *names: str) -> None:
+    """Register another name of ``cat`` along an axis, for tensors of at least this many."""
+
+    @handles(*names)
+    def handler(recorder: Recorder, tensors: Any) -> Any:
+        if any(t.ndim < least for t in tensors):
+            return NotImplemented
+        with recorder:
+            return torch.cat(tuple(tensors), dim)
+
+
+joins(0, 2, "vstack", "row_stack")
+joins(1, 2, "hstack", "column_stack")
+joins(2, 3, "dstack")
 
 
 def stacked_by_cat(recorder: Recorder, pieces: list[Tensor], dim: int) -> tuple[tags.Part, ...]:
@@ -183,7 +237,8 @@ def stack(recorder: Recorder, tensors: Any, dim: int = 0) -> Any:
     pieces = list(tensors)
     known = next((layout_of(t) for t in pieces if t.requires_grad), None)
     where = dim % (pieces[0].ndim + 1)
-    layout = None if known is None else (*known[:where], lay.axis(lay.MIXED, len(pieces)), *known[where:])
+    label = lay.STACKED if make_residual(recorder, pieces) else lay.MIXED
+    layout = None if known is None else (*known[:where], lay.axis(label, len(pieces)), *known[where:])
     parts = as_parts(pieces)
     return join(recorder, lambda values: torch.stack(values, where), pieces, layout, parts=parts, parts_dim=where)
 

@@ -13,6 +13,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 
+from captum_transformer_attr.errors import UnsupportedOperationError
 from captum_transformer_attr.ops.bilinear import MatMul
 from captum_transformer_attr.ops.elementwise import Elementwise, Scale, apply_elementwise
 from captum_transformer_attr.ops.pooling import Pool
@@ -20,7 +21,8 @@ from captum_transformer_attr.ops.residual import ConstantSum, Sum
 from captum_transformer_attr.ops.shape import Join
 from captum_transformer_attr.ops.softmax import Softmax, run_softmax, shift_of, softmax_of, unshifted
 from captum_transformer_attr.recording import tags
-from captum_transformer_attr.recording.node import node_at, node_of
+from captum_transformer_attr.recording.leaving import place
+from captum_transformer_attr.recording.node import Node, node_at, node_of
 from captum_transformer_attr.recording.recorder import Recorder, node_behind
 from captum_transformer_attr.recording.registry import HANDLERS, handles
 from captum_transformer_attr.recording.tags import Tag, tag_of
@@ -170,6 +172,43 @@ def divisor_of(
     wanted = numerator.detach().sum(dim, keepdim=True) + sink
     same = torch.allclose(divisor, wanted, atol=1e-5 * float(divisor.abs().max()))
     return (sink, peak) if same and node.sources[0].origin == of_numerator.origin else None
+
+
+def refuse_pieces(recorder: Recorder, numerator: Tensor, total: Tensor, divide: bool) -> None:
+    """
+    Raises:
+        UnsupportedOperationError: if exponentials of scores that were computed apart (blocks of keys, as in a flash
+            attention written out) are summed and divided by their total: together they are a softmax.
+    """
+    first = node_behind(recorder, tag_of(total))
+    if not divide and isinstance(first, Elementwise):  # times the reciprocal
+        first = node_behind(recorder, first.sources[0])
+    summed = exponentials_in(recorder, first, summed_only=True)
+    if len(summed) > 1 and summed & exponentials_in(recorder, node_behind(recorder, tag_of(numerator))):
+        raise UnsupportedOperationError(
+            f"{place(recorder.path)} computes a softmax piece by piece, from the exponentials of several blocks of "
+            "keys and their total: its attention map is nowhere. Way out: one softmax over all keys, or "
+            "F.scaled_dot_product_attention."
+        )
+
+
+def exponentials_in(recorder: Recorder, node: Node | None, summed_only: bool = False) -> set[Exponential]:
+    """The exponentials of scores that a value is made of by sums and products; ``summed_only``: over an axis."""
+    found, seen = set(), set()
+    stack = [(node, not summed_only)]
+    while stack:
+        node, counts = stack.pop()
+        if node is None or (node, counts) in seen:
+            continue
+        seen.add((node, counts))
+        if isinstance(node, Exponential):
+            source = node.sources[0]
+            if counts and source is not None and source.role == tags.SCORES:
+                found.add(node)
+        elif isinstance(node, (Sum, ConstantSum, Scale, MatMul, Pool, Join)) or node.label == "product":
+            counts = counts or isinstance(node, Pool)
+            stack += [(node_behind(recorder, source), counts) for source in node.sources]
+    return found
 
 
 def same_shift(recorder: Recorder, shift: Tensor, power: Tensor) -> bool:

@@ -19,6 +19,9 @@ from torch import Tensor
 BATCH = "batch"
 FEATURE = "feature"
 MIXED = "mixed"
+STACKED = "stacked"  # trunk and branches of a residual beside each other, see ``ops/stacked.py``
+COPIES = "copies"  # of one tensor, each for an expert or a query of its own
+NOT_TOKENS = frozenset((MIXED, STACKED, COPIES))
 
 Factor = tuple[str, int]
 Axis = tuple[Factor, ...]
@@ -107,8 +110,8 @@ def broadcast(layouts: Sequence[tuple[Layout | None, Sequence[int]]], shape: Seq
         axes = [
             layout[i] for layout, s in layouts if layout is not None and len(s) >= -i and s[i] == shape[i] and layout[i]
         ]
-        axes.sort(key=lambda factors: any(label == MIXED for label, _ in factors))
-        result.append(axes[0] if axes else axis(MIXED, shape[i]))
+        axes.sort(key=lambda factors: any(label in (MIXED, COPIES) for label, _ in factors))
+        result.append(axes[0] if axes else axis(COPIES, shape[i]))
     return tuple(result) if any(layout is not None for layout, _ in layouts) else None
 
 
@@ -239,7 +242,12 @@ def last_axes(layout: Layout | None) -> tuple[set[str], set[str]]:
 
 def tokens(found: set[str]) -> bool:
     """Whether an axis with these labels is known to hold tokens."""
-    return bool(found - {BATCH, FEATURE, MIXED})
+    return bool(found - {BATCH, FEATURE} - NOT_TOKENS)
+
+
+def is_stacked(layout: Layout | None, dim: int) -> bool:
+    """Whether trunk and branches of a residual lie along this axis."""
+    return layout is not None and any(label == STACKED for label, _ in layout[dim])
 
 
 def shape(layout: Layout) -> tuple[int, ...]:
@@ -258,7 +266,9 @@ def aligned(values: Tensor, source: Layout, target: Layout) -> Tensor | None:
     values = values.reshape([size for _, size in factors])
     asked = {factor for axis_factors in target for factor in axis_factors}
     features = [
-        i for i, factor in enumerate(factors) if factor[0] == FEATURE or (factor[0] == MIXED and factor not in asked)
+        i
+        for i, factor in enumerate(factors)
+        if factor[0] == FEATURE or (factor[0] in NOT_TOKENS and factor not in asked)
     ]
     if features:
         values = values.mean(features)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -241,6 +242,11 @@ class Recorder(TorchFunctionMode):
             return Snapshot(tensor, self.writes)
         finally:
             self.paused -= 1
+
+    def attention_origins(self) -> int:
+        """Bit set of the attention calls over tokens so far."""
+        calls = (node for node in self.captured if node.is_attention)
+        return functools.reduce(lambda bits, node: bits | 1 << node.tag.origin, calls, 0)
 
     def merged(self, found: list[Tag], **overrides: Any) -> Tag:
         """Tag of a value computed from values with tags ``found``."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from captum_transformer_attr.errors import UnsupportedOperationError
@@ -37,16 +39,15 @@ def tag_native(recorder: Recorder, out: Tensor, name: str, operands: list[Tensor
         recorder.mixes_examples = True
     if len(found) == 1 and layout is not None and features(layout) < features(first.layout):
         # Some channels of several (queries of a joint projection, half of a gated unit) are values of their own.
-        channels = (first.origin, out.storage_offset(), out.shape, out.stride())
         moved = recorder.parts.setdefault(
-            channels, recorder.merged(found, role=first.role, root=first.root, sum_of=first.sum_of)
+            place_of(out, first), recorder.merged(found, role=first.role, root=first.root, sum_of=first.sum_of)
         )
         moved = replace(moved, layout=layout)
-    elif len(found) == 1 and (part := part_taken(out, operands[0], first)) is not None:
+    elif len(found) == 1 and (part := part_taken(recorder, out, operands[0], first)) is not None:
         moved = replace(part, layout=layout)
     elif len(found) == 1:
         # Values that only moved keep their identity, so that a trunk is recognised behind a reshape or a cast.
-        parts, dim = parts_moved(recorder, out, operands[0], first)
+        parts, dim = parts_moved(recorder, name, out, operands[0], first)
         moved = replace(first, layout=layout, parts=parts, parts_dim=dim)
     else:
         moved = recorder.merged(found, layout=layout, role=common_role(found))
@@ -62,7 +63,12 @@ def common_role(found: list[Tag]) -> str:
     return roles.pop() if len(roles) == 1 else tags.PLAIN
 
 
-def part_taken(out: Tensor, stacked: Tensor, tag: Tag) -> Tag | None:
+def place_of(out: Tensor, tag: Tag) -> tuple[Any, ...]:
+    """Which of the values that a tag names a tensor holds."""
+    return (tag.origin, out.storage_offset(), out.shape, out.stride())
+
+
+def part_taken(recorder: Recorder, out: Tensor, stacked: Tensor, tag: Tag) -> Tag | None:
     """The tag of the part that a view takes out of a stack, None if it takes anything else."""
     if not tag.intact or out.ndim != stacked.ndim - 1:
         return None
@@ -71,31 +77,65 @@ def part_taken(out: Tensor, stacked: Tensor, tag: Tag) -> Tag | None:
     if (tuple(out.shape), out.stride()) != (sizes, steps) or not is_view_of(out, stacked):
         return None
     part = tag.parts[(out.storage_offset() - stacked.storage_offset()) // stacked.stride(dim)]
-    return tag_of(part.tensor) if not isinstance(part.factor, Tensor) and part.factor == 1 else None
+    own = tag_of(part.tensor)
+    if own is None or (not isinstance(part.factor, Tensor) and part.factor == 1):
+        return own
+    # Scaled or gated it is a value of its own, an elementwise function of what it was only without a gate.
+    root = own.root if own.root >= 0 else own.origin
+    kept = {"weighted": own.weighted, "carried": own.carried, "role": own.role}
+    if tag_of(part.factor) is None:
+        kept |= {"root": root, "sum_of": own.sum_of}
+    return recorder.parts.setdefault(place_of(out, tag), recorder.merged(part.tags, **kept))
 
 
 def is_view_of(out: Tensor, tensor: Tensor) -> bool:
     return out._base is not None and out._base is (tensor if tensor._base is None else tensor._base)
 
 
-def parts_moved(recorder: Recorder, out: Tensor, stacked: Tensor, tag: Tag) -> tuple[tuple[Part, ...], int]:
-    """The parts of a stack, and where they lie, after a view has put its axes into another order; none otherwise."""
-    if not (tag.intact and is_view_of(out, stacked)):
+# What only copies values or casts them, and what only groups axes in another way.
+COPIES = frozenset("clone contiguous to float double half bfloat16 type type_as".split())
+REGROUPS = frozenset("view reshape flatten unflatten unsqueeze squeeze view_as reshape_as __getitem__".split())
+
+
+def parts_moved(recorder: Recorder, name: str, out: Tensor, stacked: Tensor, tag: Tag) -> tuple[tuple[Part, ...], int]:
+    """The parts of a stack, and where they lie, after it was copied, or its axes were put into another order or grouped
+    in another way; none otherwise."""
+    if not tag.intact or out.numel() != stacked.numel():
         return (), 0
+    if name in COPIES and out.shape == stacked.shape:
+        with recorder:
+            return tuple(Part.of(*(cast(t, out.dtype) for t in part[:2])) for part in tag.parts), tag.parts_dim
+    if out is stacked:
+        return (), 0  # it was written into
     before, after = (list(zip(t.stride(), t.shape, strict=True)) for t in (stacked, out))
-    if sorted(before) != sorted(after) or len(set(before)) != len(before):
-        return (), 0
-    order = [before.index(axis) for axis in after]
-    rest = [i - (i > tag.parts_dim) for i in order if i != tag.parts_dim]
+    if is_view_of(out, stacked) and sorted(before) == sorted(after) and len(set(before)) == len(before):
+        order = [before.index(axis) for axis in after]
+        rest = [i - (i > tag.parts_dim) for i in order if i != tag.parts_dim]
+        return parts_turned(recorder, tag, lambda t: t.permute(rest)), order.index(tag.parts_dim)
+    if name in REGROUPS:
+        inner = stacked.shape[tag.parts_dim + 1 :].numel()
+        same = [i for i, n in enumerate(out.shape) if n == len(tag.parts) > 1 and out.shape[i + 1 :].numel() == inner]
+        if same:
+            shape = (*out.shape[: same[0]], *out.shape[same[0] + 1 :])
+            return parts_turned(recorder, tag, lambda t: t.reshape(shape)), same[0]
+    return (), 0
+
+
+def cast(value: Any, dtype: torch.dtype) -> Any:
+    """A part or its factor in the precision to which the stack was cast."""
+    return value.to(dtype) if isinstance(value, Tensor) and value.dtype != dtype else value
+
+
+def parts_turned(recorder: Recorder, tag: Tag, turn: Callable[[Tensor], Tensor]) -> tuple[Part, ...]:
+    """Every part, and its factor as large, after a change of their axes."""
 
     def turned(part: Part) -> Part:
-        shape, factor = part.tensor.shape, part.factor
-        tensor = part.tensor.permute(rest)
-        factor = factor.expand(shape).permute(rest) if isinstance(factor, Tensor) else factor
-        return part._replace(tensor=tensor, factor=factor)
+        factor = part.factor
+        factor = turn(factor.expand(part.tensor.shape)) if isinstance(factor, Tensor) else factor
+        return Part.of(turn(part.tensor), factor)
 
     with recorder:
-        return tuple(map(turned, tag.parts)), order.index(tag.parts_dim)
+        return tuple(map(turned, tag.parts))
 
 
 def tag_base(recorder: Recorder, written: Tensor) -> None:

@@ -43,13 +43,33 @@ def version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
+def versions(*values: Any) -> tuple[int, ...]:
+    """Versions of those that are tensors."""
+    return tuple(version(t) for t in values if isinstance(t, Tensor))
+
+
 class Part(NamedTuple):
-    """One of the tensors that were stacked, the constant it was multiplied by since, and what tells whether the model
-    overwrote it meanwhile."""
+    """One of the tensors that were stacked, the constant or gate it was multiplied by since, and what tells whether the
+    model overwrote them meanwhile."""
 
     tensor: Tensor
-    factor: Any
-    version: int
+    factor: Any = 1.0
+    versions: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, tensor: Tensor, factor: Any = 1.0) -> Part:
+        """A part as it is now."""
+        return cls(tensor, factor, versions(tensor, factor))
+
+    @property
+    def intact(self) -> bool:
+        """Whether nothing was written into it since."""
+        return self.versions == versions(self.tensor, self.factor)
+
+    @property
+    def tags(self) -> list[Tag]:
+        """Of the part and its gate, where they are live."""
+        return [t for t in map(tag_of, (self.tensor, self.factor)) if t is not None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,14 +103,14 @@ class Tag:
     @property
     def intact(self) -> bool:
         """Whether it was stacked from parts that are still what they were."""
-        return bool(self.parts) and all(version(p.tensor) == p.version for p in self.parts)
+        return bool(self.parts) and all(p.intact for p in self.parts)
 
     def comes_from(self, other: Tag) -> bool:
         """Whether this tensor was computed from ``other``."""
         return bool(self.ancestors >> other.origin & 1)
 
 
-def tag_of(tensor: Tensor) -> Tag | None:
+def tag_of(tensor: Any) -> Tag | None:
     """The tag of a tensor, None if no input reaches it."""
     return getattr(tensor, ATTRIBUTE, None)
 

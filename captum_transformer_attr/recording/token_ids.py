@@ -21,8 +21,9 @@ from captum_transformer_attr.recording.constants import tensor_written
 from captum_transformer_attr.recording.leaving import mark_unfollowed, place, results_of
 from captum_transformer_attr.recording.names import base_name, writes
 from captum_transformer_attr.recording.nested import tensors_in
+from captum_transformer_attr.recording.node import Grads, Node
 from captum_transformer_attr.recording.registry import HANDLERS
-from captum_transformer_attr.recording.tags import ATTRIBUTE, CUT, HANDLE, Position, tag_of
+from captum_transformer_attr.recording.tags import ATTRIBUTE, CUT, HANDLE, IDS, Position, tag_of
 from captum_transformer_attr.recording.undispatched import undispatched
 
 if TYPE_CHECKING:
@@ -44,6 +45,22 @@ COMPUTES = frozenset(
 
 POSITIONS = frozenset("argmax argmin argsort nonzero count_nonzero".split())
 PICKS = frozenset("max min sort topk kthvalue mode median cummax cummin".split())  # values and their positions
+
+
+class Combined(Node):
+    """Handle of ids that were computed from two (an n-gram's hash): one embedding belongs to both.
+
+    An id's relevance is the sum over its embeddings, so they share what arrives; ids that were added to themselves get
+    it once.
+    """
+
+    label = "ids computed from ids"
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:  # type: ignore[override]
+        return torch.zeros_like(a)
+
+    def gradient(self, g: Tensor) -> Grads:
+        return g / 2, g / 2
 
 
 def with_handles(recorder: Recorder, func: Any, name: str, args: Any, kwargs: Any) -> Any:
@@ -101,16 +118,14 @@ def as_embedding(recorder: Recorder, one_hot: Tensor, floats: Tensor) -> Tensor:
 
 
 def combined(recorder: Recorder, values: tuple[Any, ...], shape: torch.Size) -> Tensor:
-    """Handle of ids computed elementwise from ids.
-
-    From two sorts of ids (word and type) each gets the relevance in full.
-    """
+    """Handle of ids computed elementwise from ids."""
     handles: list[Tensor] = [getattr(v, HANDLE) for v in values if hasattr(v, HANDLE)]
     with recorder:
-        result = handles[0].expand(shape)
-        for other in handles[1:]:
-            result = result + other.expand(shape)
-    return result
+        first, *others = (handle.expand(shape) for handle in handles)
+    for other in others:
+        known = tag_of(first)
+        first = recorder.run(Combined(), first, other, layout=known.layout if known else None, role=IDS)
+    return first
 
 
 def table_lookup(recorder: Recorder, name: str, args: Any) -> Tensor | None:

@@ -18,7 +18,8 @@ from captum_transformer_attr.recording.tags import HANDLE, UNKNOWN, Position
 if TYPE_CHECKING:
     from captum_transformer_attr.recording.recorder import Recorder
 
-ARITHMETIC = "add sub mul floordiv mod and or xor lshift rshift".split()
+ARITHMETIC = "add sub mul floordiv mod divmod pow and or xor lshift rshift".split()
+UNARY = "neg pos abs invert round trunc floor ceil".split()
 # Functions that take a number as a position in a tensor or as a value of one; as a size it says nothing.
 READERS = frozenset(
     """__getitem__ __setitem__ select narrow tensor as_tensor scalar_tensor full full_like fill_ new_tensor new_full
@@ -35,10 +36,17 @@ class TokenNumber(int):
 
     path: str
 
-    def __int__(self) -> int:
+
+def leaving(name: str) -> Callable[..., Any]:
+    """An operator of ``int`` whose result cannot remember: only positions may be read so."""
+    function = getattr(int, name)
+
+    def operator(self: TokenNumber, *others: Any) -> Any:
         if not isinstance(self.path, Position):
-            refuse_number(self.path, "__int__")
-        return int.__int__(self)
+            refuse_number(self.path, name)
+        return function(self, *others)
+
+    return operator
 
 
 def remembering(name: str) -> Callable[..., Any]:
@@ -51,14 +59,16 @@ def remembering(name: str) -> Callable[..., Any]:
     return operator
 
 
-for _name in ("__neg__", "__abs__", *(f"__{side}{name}__" for name in ARITHMETIC for side in ("", "r"))):
-    setattr(TokenNumber, _name, remembering(_name))
+for _name in (*UNARY, *(side + name for name in ARITHMETIC for side in ("", "r"))):
+    setattr(TokenNumber, f"__{_name}__", remembering(f"__{_name}__"))
+for _name in ("int", "float", "truediv", "rtruediv"):
+    setattr(TokenNumber, f"__{_name}__", leaving(f"__{_name}__"))
 
 
 def remembered(value: Any, path: str) -> Any:
-    """Integers, also in lists, as numbers that remember."""
-    if isinstance(value, list):
-        return [remembered(v, path) for v in value]
+    """Integers, also in lists and tuples, as numbers that remember."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(remembered(v, path) for v in value)
     if type(value) not in (int, TokenNumber):
         return value
     number = TokenNumber(value)

@@ -26,7 +26,8 @@ from captum_transformer_attr.ops.shape import Join
 from captum_transformer_attr.ops.softmax import Softmax
 from captum_transformer_attr.recording.constants import share_of_constants
 from captum_transformer_attr.recording.node import Grads, Node
-from captum_transformer_attr.recording.signal import Rule, Signal
+from captum_transformer_attr.recording.signal import Rule, Signal, ordinary
+from captum_transformer_attr.recording.token_ids import Combined
 
 
 def identity(node: Node, r: Tensor, signal: Signal) -> Grads:
@@ -239,6 +240,7 @@ TABLE: dict[type[Node], Rule] = {
     Centring: centring,
     Statistic: statistic,
     Embedding: embedding,
+    Combined: ordinary,
     Join: joining,
 }
 

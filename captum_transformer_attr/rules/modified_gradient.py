@@ -26,6 +26,7 @@ from captum_transformer_attr.recording import tags
 from captum_transformer_attr.recording.constants import share_of_constants
 from captum_transformer_attr.recording.node import Grads, LocalNode, Node
 from captum_transformer_attr.recording.signal import Rule, Signal, ordinary
+from captum_transformer_attr.recording.token_ids import Combined
 from captum_transformer_attr.rules.linear_rules import Composite, ZBox
 
 
@@ -225,6 +226,7 @@ SHARED: dict[type[Node], Rule] = {
     ConstantSum: constant_sum,
     Scale: ordinary,
     Embedding: ordinary,
+    Combined: ordinary,
     Join: joining,
     Custom: custom,
 }
