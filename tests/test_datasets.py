@@ -7,6 +7,7 @@ import json
 import tarfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -101,12 +102,21 @@ class TestLabelledImages:
             LabelledImages(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize("reader", [Sst2, SstRationales, ImageNetSegmentation, lambda path: BoxedImages(path, path)])
+def test_a_folder_in_place_of_a_file_is_named_as_one(reader: Any, tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=f"{tmp_path} is no file"):
+        reader(tmp_path)
+    with pytest.raises(DatasetError, match="lost does not exist"):
+        reader(tmp_path / "lost")
+
+
 def test_joined_readers_follow_each_other(tmp_path: Path) -> None:
     for name, colour in (("one", (1, 1, 1)), ("two", (2, 2, 2))):
         picture(tmp_path / name / "a.png", colour)
         (tmp_path / name / "labels.json").write_text('{"a.png": {"class_index": 0}, "lost.png": {"class_index": 1}}')
     reader = Joined(LabelledImages(tmp_path / "one"), LabelledImages(tmp_path / "two"))
     assert len(reader) == 4
+    assert reader.source == (str(tmp_path / "one"), str(tmp_path / "two")) and not reader.has_regions
     assert [e.image[0, 0, 0] for e in reader] == [1, 2]
     assert [s.index for s in reader.skipped] == [1, 3]
 

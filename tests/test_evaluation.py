@@ -184,6 +184,23 @@ class TestTables:
         with pytest.raises(RuntimeError, match="defect"):
             evaluate(task(4, ("pointing",)), [Method("Failing", fail)])
 
+    def test_scores_that_a_measure_refuses_cost_one_row(self) -> None:
+        unknown = Method("Unknown", lambda model, inputs, target: inputs * math.nan)
+        result = evaluate(task(4, ("pointing",)), [unknown, PERFECT])
+        assert result.rows[0].error == "attributions of example 0 hold NaN" and not result.rows[0].columns
+        assert values(result, "Perfect")["pointing"] == 1
+
+    def test_a_metric_named_twice_counts_its_examples_once(self) -> None:
+        (row,) = evaluate(task(4, ("pointing", "pointing")), [PERFECT]).rows
+        names = [column.name for column in row.columns]
+        assert len(names) == len(set(names)) and row.columns[0].estimate.count == 4
+
+    def test_metrics_of_places_need_to_know_them(self) -> None:
+        reader = Pictures(4)
+        reader.has_regions = False
+        with pytest.raises(InputError, match="pointing, segmentation: nowhere does not say where"):
+            ImageTask("nowhere", "", loaded(Corners()), reader, ("pointing", "saco", "segmentation"), range(4))
+
     def test_unknown_metric_and_missing_label(self) -> None:
         with pytest.raises(InputError, match="metric 'speed' is unknown here; known: perturbation"):
             task(4, ("speed",))
@@ -286,6 +303,28 @@ class TestResuming:
         fresh = evaluate(task(12, ("pointing",)), methods, batch_size=3)
         assert values(longer, "Counting") == pytest.approx(values(fresh, "Counting"), rel=1e-12, nan_ok=True)
 
+    def test_other_data_of_the_same_kind_are_not_mixed_in(self, tmp_path: Path) -> None:
+        def pictures_in(folder: str) -> ImageTask:
+            one = task(4, ("pointing",))
+            one.reader.source = (folder,)
+            return one
+
+        evaluate(pictures_in("/here"), [PERFECT], folder=tmp_path)
+        inverted = replace(INVERTED, name="Perfect")
+        assert values(evaluate(pictures_in("/here"), [inverted], folder=tmp_path), "Perfect")["pointing"] == 1
+        assert values(evaluate(pictures_in("/there"), [inverted], folder=tmp_path), "Perfect")["pointing"] == 0
+
+    def test_examples_that_could_not_be_read_stay_named(self, tmp_path: Path) -> None:
+        for _ in range(2):  # the second run reads nothing
+            result = evaluate(task(5, ("saco",), damaged=[1]), [PERFECT, INVERTED], folder=tmp_path)
+            assert result.skipped == ("picture1.png is damaged",)
+
+    def test_a_folder_that_keeps_nothing_is_refused_before_the_work(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("")
+        never = Method("Never", lambda model, inputs, target: pytest.fail("attributed"))
+        with pytest.raises(InputError, match="cannot be kept in .*file: "):
+            evaluate(task(4, ("saco",)), [never], folder=tmp_path / "file")
+
     def test_a_damaged_file_is_done_again(self, tmp_path: Path) -> None:
         evaluate(task(4, ("pointing",)), [PERFECT], folder=tmp_path)
         (file,) = tmp_path.rglob("*.npz")
@@ -324,6 +363,9 @@ class TestControls:
         assert torch.equal(together[:, 0], together[:, 2])
         assert not torch.equal(together[0], together[1])
         assert not torch.equal(together, random_method(1).attribute(model, images, None))
+
+    def test_another_seed_is_another_row_and_file(self) -> None:
+        assert [random_method(seed).name for seed in (0, 1)] == ["Random", "Random (seed=1)"]
 
     def test_containers(self) -> None:
         ids, features = torch.randint(0, 9, (2, 5)), torch.rand(2, 4, 3)

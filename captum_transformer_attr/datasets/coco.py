@@ -10,7 +10,7 @@ import numpy as np
 
 from captum_transformer_attr.datasets.errors import DatasetError
 from captum_transformer_attr.datasets.examples import ImageExample, Region
-from captum_transformer_attr.datasets.files import FileStore
+from captum_transformer_attr.datasets.files import FileStore, check_file
 from captum_transformer_attr.datasets.reader import Reader
 
 
@@ -29,14 +29,13 @@ class CocoInstances(Reader[ImageExample]):
     """
 
     def __init__(self, images: str | Path, annotations: str | Path, *, crowds: bool = False) -> None:
-        super().__init__()
+        super().__init__(images, annotations)
         try:
             from pycocotools.coco import COCO
         except ImportError:
             raise DatasetError("COCO annotations are read by pycocotools: pip install pycocotools") from None
         self.store = FileStore(images)
-        if not Path(annotations).is_file():
-            raise DatasetError(f"{annotations} does not exist")
+        check_file(annotations)
         try:
             with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports its progress by print()
                 self.coco = COCO(str(annotations))

@@ -29,7 +29,7 @@ class EasyVqa(Reader[QuestionExample]):
     """
 
     def __init__(self, path: str | Path, split: str = "test", *, distance: int = 20) -> None:
-        super().__init__()
+        super().__init__(path, Path(path) / split)
         self.store = FileStore(path)
         name = self.store.find(f"{split}/questions.json")
         self._folder = name[: -len("questions.json")] + "images/"

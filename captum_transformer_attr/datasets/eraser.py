@@ -31,7 +31,7 @@ class Eraser(Reader[TextExample]):
     """
 
     def __init__(self, path: str | Path, split: str = "test") -> None:
-        super().__init__()
+        super().__init__(path, Path(path) / split)
         self.store = FileStore(path)
         names = self.store.names()
         self._name = self.store.find(f"{split}.jsonl")

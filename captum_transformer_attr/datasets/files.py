@@ -87,6 +87,21 @@ class FileStore:
         return decode_image(self.read(name), self.path / name)
 
 
+def read_file(path: str | Path) -> bytes:
+    """The content of a single file; an error names it."""
+    check_file(path)
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise DatasetError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def check_file(path: str | Path) -> None:
+    """Refuses what is missing, and a folder where a file is meant."""
+    if not Path(path).is_file():
+        raise DatasetError(f"{path} {'is no file' if Path(path).exists() else 'does not exist'}")
+
+
 def decode_text(content: bytes, path: str | Path) -> str:
     """UTF-8 text; an error names the file."""
     try:

@@ -9,6 +9,7 @@ import numpy as np
 
 from captum_transformer_attr.datasets.errors import DatasetError
 from captum_transformer_attr.datasets.examples import ImageExample, Region
+from captum_transformer_attr.datasets.files import check_file
 from captum_transformer_attr.datasets.reader import Reader
 
 
@@ -24,10 +25,9 @@ class ImageNetSegmentation(Reader[ImageExample]):
     """
 
     def __init__(self, path: str | Path) -> None:
-        super().__init__()
+        super().__init__(path)
         self.path = Path(path)
-        if not self.path.is_file():
-            raise DatasetError(f"{path} does not exist")
+        check_file(self.path)
         try:
             import h5py
         except ImportError:

@@ -22,8 +22,10 @@ class LabelledImages(Reader[ImageExample]):
         DatasetError: `labels.json` is missing or of another format.
     """
 
+    has_regions = False
+
     def __init__(self, path: str | Path) -> None:
-        super().__init__()
+        super().__init__(path)
         self.store = FileStore(path)
         index = self.store.find("labels.json")
         self._folder = "" if "/" not in index else index.rsplit("/", 1)[0] + "/"

@@ -10,7 +10,7 @@ import numpy as np
 
 from captum_transformer_attr.datasets.errors import DatasetError
 from captum_transformer_attr.datasets.examples import TextExample
-from captum_transformer_attr.datasets.files import decode_text, parse_json_lines
+from captum_transformer_attr.datasets.files import decode_text, parse_json_lines, read_file
 from captum_transformer_attr.datasets.reader import Reader
 
 
@@ -25,7 +25,7 @@ class Sst2(Reader[TextExample]):
     """
 
     def __init__(self, path: str | Path) -> None:
-        super().__init__()
+        super().__init__(path)
         text = _text(Path(path))
         lines = list(csv.reader(io.StringIO(text), delimiter="\t", quoting=csv.QUOTE_NONE))
         header = lines[0] if lines else []
@@ -61,7 +61,7 @@ class SstRationales(Reader[TextExample]):
     """
 
     def __init__(self, path: str | Path, *, agreement: float = 0.5) -> None:
-        super().__init__()
+        super().__init__(path)
         self.path = Path(path)
         self.agreement = agreement
         self._rows = parse_json_lines(_text(self.path), self.path)
@@ -84,6 +84,4 @@ class SstRationales(Reader[TextExample]):
 
 
 def _text(path: Path) -> str:
-    if not path.is_file():
-        raise DatasetError(f"{path} does not exist")
-    return decode_text(path.read_bytes(), path)
+    return decode_text(read_file(path), path)

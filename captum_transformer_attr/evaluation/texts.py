@@ -75,6 +75,10 @@ class TextTask(Task):
     def skipped(self) -> list[Skipped]:
         return self.reader.skipped
 
+    @property
+    def source(self) -> tuple[str, ...]:
+        return self.reader.source
+
     def batches(self, batch_size: int) -> Iterator[Batch]:
         examples = (example for _, example in self.reader.examples(self.indices))
         return map(self._batch, batched(examples, batch_size))
