@@ -35,7 +35,7 @@ class BoxedImages(Reader[ImageExample]):
                 label = int(entry["label"])
                 region = Region(label, self.classes[label], (x0, y0, x1 + 1, y1 + 1))
                 self._entries.append((str(entry["file"]), region))
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+        except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
             raise DatasetError(f"{path} does not list classes and images with file, label, box: {error!r}") from error
 
     def __len__(self) -> int:

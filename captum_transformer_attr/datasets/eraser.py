@@ -59,7 +59,7 @@ class Eraser(Reader[TextExample]):
             return self._example(name, label, str(row.get("query") or ""), documents, spans)
         except DatasetError as error:
             raise DatasetError(f"{where}: {error}") from error
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise DatasetError(f"{where} is not an ERASER annotation: {error!r}") from error
 
     def _example(

@@ -32,7 +32,7 @@ class LabelledImages(Reader[ImageExample]):
         labels = parse_json(self.store.text(index), self.store.path / index)
         try:
             self._entries = [(str(name), int(entry["class_index"])) for name, entry in sorted(labels.items())]
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise DatasetError(
                 f"{self.store.path / index} must map every file name to an object with an integer class_index"
             ) from error
