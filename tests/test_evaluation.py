@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -36,8 +37,10 @@ from captum_transformer_attr.evaluation import (
 from captum_transformer_attr.evaluation.digits import DigitTask
 from captum_transformer_attr.evaluation.images import patch_size, resized_mask
 from captum_transformer_attr.evaluation.language import LanguageTask, sampled_prompts
+from captum_transformer_attr.evaluation.machine import commit
 from captum_transformer_attr.evaluation.measures.places import corner_mass
 from captum_transformer_attr.evaluation.run import attribute_roles
+from captum_transformer_attr.evaluation.texts import structural_tokens
 from captum_transformer_attr.loading import ImageModel, TextModel
 from captum_transformer_attr.loading.images import ImagePreprocessing
 from captum_transformer_attr.metrics import PixelRemoval, perturbation_auc, saco
@@ -479,6 +482,20 @@ class TestTexts:
         assert row.error == ""
         assert not any(math.isnan(column.estimate.value) for column in row.columns)
 
+    def test_unknown_words_are_words_and_can_be_removed(self) -> None:
+        tokenizer: Any = tiny_text_model().tokenizer
+        assert sorted(structural_tokens(tokenizer)) == [0, 2, 3, 4]
+        tokenizer.pad_token = tokenizer.unk_token
+        assert 1 in structural_tokens(tokenizer)
+
+    def test_without_a_padding_token_one_example_at_a_time(self) -> None:
+        model = tiny_text_model()
+        model.tokenizer.pad_token = None
+        one = TextTask("t", "t", model, Sentences(2), ("perturbation", "saco"), range(2))
+        assert evaluate(one, [random_method()], batch_size=1).rows[0].examples == 2
+        with pytest.raises(InputError, match="tokenizer of tiny has no padding token: .*batch size 1"):
+            evaluate(one, [random_method()], batch_size=2)
+
     def test_truncated_words_count_as_not_selected(self) -> None:
         one = TextTask("t", "t", tiny_text_model(), Sentences(2), ("rationale",), range(2), k=(1,), max_length=4)
         (batch,) = one.batches(2)
@@ -492,6 +509,25 @@ class TestTexts:
 
         with pytest.raises(DatasetError, match="label 'neutral', the model's classes are negative, positive"):
             evaluate(TextTask("t", "t", tiny_text_model(), Foreign(1), ("saco",), range(1)), [random_method()])
+
+
+def test_the_commit_is_that_of_the_package_alone(tmp_path: Path) -> None:
+    package = tmp_path / "venv" / "package"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (tmp_path / "mine.py").write_text("")
+
+    def git(*arguments: str) -> None:
+        author = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        subprocess.run(["git", *author, *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    git("init")
+    git("add", "mine.py")
+    git("commit", "-m", "a project that has the package installed")
+    assert commit(package) == ""
+    git("add", "venv")
+    git("commit", "-m", "the package itself")
+    assert len(commit(package)) == 10
 
 
 def test_language_model() -> None:

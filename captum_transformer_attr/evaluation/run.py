@@ -82,7 +82,8 @@ def evaluate(
     Args:
         task: model, data, measures.
         methods: as `captum_transformer_attr.comparison.resolve` and `evaluation.controls` make them.
-        batch_size: examples at a time; the numbers do not depend on it beyond rounding.
+        batch_size: examples at a time; the numbers do not depend on it beyond rounding, but for those of Captum's
+            metrics, whose random draws are one for a whole batch.
         folder: where finished work is kept, so that the same call goes on where an interrupted one stopped.
         advance: called after every batch.
         save_every: seconds between two savings within a method.
