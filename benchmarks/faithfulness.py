@@ -27,6 +27,7 @@ from rich.progress import Progress
 from benchmarks.faithfulness_tasks import TASKS, Options
 from captum_transformer_attr.cli.progress import progress_bar
 from captum_transformer_attr.comparison import Method, resolve
+from captum_transformer_attr.errors import InputError
 from captum_transformer_attr.evaluation import (
     CENTER,
     RANDOM,
@@ -41,6 +42,7 @@ from captum_transformer_attr.evaluation import (
     random_method,
     write,
 )
+from captum_transformer_attr.output_files import check_writable
 
 OURS = (
     "TransformerRelevance",
@@ -181,6 +183,14 @@ def main(
     unknown = [name for name in tasks or () if name not in TASKS]
     if unknown:
         raise typer.BadParameter(f"no task {unknown[0]}; tasks: {', '.join(TASKS)}")
+    try:  # before the work, which may take hours
+        methods_of(tuple(method or ()) or (RANDOM,))
+        output.mkdir(parents=True, exist_ok=True)
+        check_writable(output / f"{prefix}-table.json")
+    except InputError as error:
+        raise typer.BadParameter(str(error)) from None
+    except OSError as error:
+        raise typer.BadParameter(f"--output {output} cannot be written: {error.strerror or error}") from None
     if threads:
         torch.set_num_threads(threads)
     data = Path(os.environ.get("CTA_DATA") or "../shared/data")

@@ -31,6 +31,8 @@ def areas(folder: Path, method: str) -> dict[str, Tensor]:
         raise typer.BadParameter(f"{path} is not there: run `python -m benchmarks.faithfulness {folder.name}` first")
     with np.load(path, allow_pickle=False) as stored:
         names = [key for key in stored.files if key.endswith("/predicted")]
+        if any(not any(d in name for name in names) for d in DIRECTIONS):
+            raise typer.BadParameter(f"{path} holds no perturbation curves of the predicted class; choose another task")
         chosen = {d: next(n for n in names if d in n) for d in DIRECTIONS}
         curves = {d: torch.from_numpy(stored[name]) for d, name in chosen.items()}
     return {d: curve_area(curve, steps(curve.shape[1])) for d, curve in curves.items()}
@@ -44,6 +46,8 @@ def steps(number: int) -> Sequence[float]:
 def row(folder: Path, method: str, other: str) -> str:
     """One line of the table."""
     first, second = areas(folder, method), areas(folder, other)
+    if len(first["positive"]) != len(second["positive"]):
+        raise typer.BadParameter(f"{method} and {other} were not measured on the same examples of {folder.name}")
     cells = []
     for direction, sign in zip(DIRECTIONS, (-1, 1), strict=True):
         (found,) = bootstrap(first[direction] - second[direction])

@@ -44,9 +44,14 @@ def test_smoke(name: str, tmp_path: Path) -> None:
     assert "| TransformerRelevance |" in (tmp_path / f"faithfulness-{name}.md").read_text()
 
 
-def test_bad_arguments_are_refused() -> None:
+def test_bad_arguments_are_refused(tmp_path: Path) -> None:
     with pytest.raises(typer.BadParameter, match="no task vit"):
         faithfulness.main(["vit"])
+    with pytest.raises(typer.BadParameter, match="method 'Magic' is unknown"):
+        faithfulness.main(["vit-imagenet"], method=["Magic"])
+    (tmp_path / "file").write_text("")
+    with pytest.raises(typer.BadParameter, match="--output .*file cannot be written"):
+        faithfulness.main(["vit-imagenet"], output=tmp_path / "file")
     with pytest.raises(typer.BadParameter, match="--half"):
         faithfulness.main(half="third")
 

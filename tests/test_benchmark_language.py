@@ -32,4 +32,4 @@ def test_completeness():
         cells = [cell.strip() for cell in row.strip("|").split("|")]
         assert float(cells[3]) < 1e-5 and cells[4:] == ["+1.000", "+0.000", "+0.000"]  # a Llama has no biases
     assert all("| yes |" in row for row in halves)
-    assert all(row in page(sums, halves, 2) for row in sums + halves)
+    assert all(row in page(sums, halves, [], 2) for row in sums + halves)

@@ -98,3 +98,9 @@ def test_paired_differences(tmp_path: Path) -> None:
     assert "**" not in paired_differences.row(tmp_path / "task", "FullGradPlus", "ConsensusRelevance")
     with pytest.raises(typer.BadParameter, match="AttCAT"):
         paired_differences.areas(tmp_path / "task", "AttCAT")
+    np.savez(tmp_path / "task" / "AttCAT.npz", **{name: rows[:3] for name, rows in stored.items()})
+    with pytest.raises(typer.BadParameter, match="not measured on the same examples of task"):
+        paired_differences.row(tmp_path / "task", "AttCAT", "FullGradPlus")
+    np.savez(tmp_path / "task" / "AttCAT.npz", **{"pointing/hit": np.ones(4)})
+    with pytest.raises(typer.BadParameter, match="holds no perturbation curves"):
+        paired_differences.areas(tmp_path / "task", "AttCAT")

@@ -118,6 +118,9 @@ def test_finished_work_is_kept_for_the_next_call(data: Path, capsys: pytest.Capt
             "no method gives a result; AttCAT:",
         ),
         (["sst2", "EMPTY"], "empty.tsv holds no example"),
+        (["images", "DAMAGED", "-m", "VIT", "--metric", "pointing"], "pointing: images does not say where"),
+        (["images", "DAMAGED", "-m", "VIT", "--annotations", "x.json"], "leave out --annotations"),
+        (["BOXED", "--resume", "VIT"], "finished work cannot be kept in"),
         (["images", "DAMAGED", "-m", "VIT"], "none of 1 examples could be read"),
     ],
 )

@@ -7,6 +7,7 @@ import json
 import tarfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -88,6 +89,26 @@ class TestLabelledImages:
         with pytest.raises(IndexError):
             reader[5]
 
+    @pytest.mark.parametrize("kind", ["zip", "tar.gz", "tar.xz"])
+    def test_damaged_archives_are_named(self, kind: str, tmp_path: Path) -> None:
+        # Whatever byte is changed: a DatasetError that names the archive, or the right pictures.
+        folder, archive = self.folder(tmp_path / "data"), tmp_path / f"data.{kind}"
+        if kind == "zip":
+            with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as content:
+                for file in sorted(folder.iterdir()):
+                    content.write(file, file.name)
+        else:
+            with tarfile.open(archive, f"w:{kind[4:]}") as content:
+                content.add(folder, "data")
+        whole, generator = archive.read_bytes(), np.random.default_rng(0)
+        for _ in range(60):
+            place = int(generator.integers(len(whole)))
+            archive.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+            try:
+                assert {example.label for example in LabelledImages(archive)} <= {0, 10, 20, 30}
+            except DatasetError as error:
+                assert archive.name in str(error) and "\n" not in str(error)
+
     def test_bad_index_file(self, tmp_path: Path) -> None:
         with pytest.raises(DatasetError, match="no files named labels.json"):
             LabelledImages(tmp_path)
@@ -97,8 +118,25 @@ class TestLabelledImages:
         (tmp_path / "labels.json").write_text('["a.jpg"]')
         with pytest.raises(DatasetError, match="class_index"):
             LabelledImages(tmp_path)
+        (tmp_path / "labels.json").write_text('{"a.jpg": {"class_index": Infinity}}')
+        with pytest.raises(DatasetError, match="class_index"):
+            LabelledImages(tmp_path)
+        (tmp_path / "labels.json").write_text("[" * 100_000)
+        with pytest.raises(DatasetError, match="nested too deeply"):
+            LabelledImages(tmp_path)
+        (tmp_path / "labels.json").write_text('{"a\\u0000.jpg": {"class_index": 1}}')
+        with pytest.raises(DatasetError, match="none of 1 examples"):
+            list(LabelledImages(tmp_path))
         with pytest.raises(DatasetError, match="does not exist"):
             LabelledImages(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("reader", [Sst2, SstRationales, ImageNetSegmentation, lambda path: BoxedImages(path, path)])
+def test_a_folder_in_place_of_a_file_is_named_as_one(reader: Any, tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=f"{tmp_path} is no file"):
+        reader(tmp_path)
+    with pytest.raises(DatasetError, match="lost does not exist"):
+        reader(tmp_path / "lost")
 
 
 def test_joined_readers_follow_each_other(tmp_path: Path) -> None:
@@ -107,6 +145,7 @@ def test_joined_readers_follow_each_other(tmp_path: Path) -> None:
         (tmp_path / name / "labels.json").write_text('{"a.png": {"class_index": 0}, "lost.png": {"class_index": 1}}')
     reader = Joined(LabelledImages(tmp_path / "one"), LabelledImages(tmp_path / "two"))
     assert len(reader) == 4
+    assert reader.source == (str(tmp_path / "one"), str(tmp_path / "two")) and not reader.has_regions
     assert [e.image[0, 0, 0] for e in reader] == [1, 2]
     assert [s.index for s in reader.skipped] == [1, 3]
 
@@ -271,6 +310,22 @@ class TestCoco:
         (tmp_path / "instances.json").write_text('{"images": []}')
         with pytest.raises(DatasetError, match="not a readable COCO instance file"):
             CocoInstances(tmp_path, tmp_path / "instances.json")
+        for change in ({"file_name": 3}, {"height": None}):
+            image = {"id": 1, "file_name": "a.png", "width": 6, "height": 4, **change}
+            (tmp_path / "instances.json").write_text(json.dumps({"images": [image], "annotations": []}))
+            with pytest.raises(DatasetError, match="not a readable COCO instance file"):
+                CocoInstances(tmp_path, tmp_path / "instances.json")
+
+    def test_damaged_annotations_are_named(self, tmp_path: Path) -> None:
+        pytest.importorskip("pycocotools")
+        picture(tmp_path / "a.png")
+        image = {"id": 1, "file_name": "a.png", "width": 6, "height": 4}
+        outline = {"id": 7, "image_id": 1, "category_id": 1, "segmentation": [[0, 0, 4, 0, 4, 4]], "iscrowd": 0}
+        for change in ({}, {"bbox": 5}, {"bbox": [0, 0, "a", 4]}):
+            content = {"images": [image], "annotations": [{**outline, **change}], "categories": []}
+            (tmp_path / "instances.json").write_text(json.dumps(content))
+            with pytest.raises(DatasetError, match="annotation 7 of a.png cannot be decoded"):
+                CocoInstances(tmp_path, tmp_path / "instances.json")[0]
 
 
 class TestEraser:
@@ -399,6 +454,15 @@ class TestSst:
         glue, local = Sst2(tmp_path / "glue.tsv")[0], Sst2(tmp_path / "dev.tsv")[0]
         assert (glue.words, glue.label) == (("so", '"', "good"), "1")
         assert (local.words, local.label) == (("so", "bad", "."), "0")
+
+    def test_lines_end_at_line_feeds_alone(self, tmp_path: Path) -> None:
+        (tmp_path / "dev.tsv").write_bytes("label\tsentence\r\n1\tso\u2028very\rgood\r\n".encode())
+        (only,) = Sst2(tmp_path / "dev.tsv")
+        assert only.words == ("so", "very", "good")
+        row = {"sentence": "so\x85very\u2028good", "gold_label": "1", "annotations": []}
+        (tmp_path / "sst.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
+        (only,) = SstRationales(tmp_path / "sst.jsonl")
+        assert only.words == ("so", "very", "good")
 
     def test_bad_lines(self, tmp_path: Path) -> None:
         (tmp_path / "dev.tsv").write_text("label\tsentence\n0\tfine\npositive\tno\n")

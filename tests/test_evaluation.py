@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -36,8 +37,10 @@ from captum_transformer_attr.evaluation import (
 from captum_transformer_attr.evaluation.digits import DigitTask
 from captum_transformer_attr.evaluation.images import patch_size, resized_mask
 from captum_transformer_attr.evaluation.language import LanguageTask, sampled_prompts
+from captum_transformer_attr.evaluation.machine import commit
 from captum_transformer_attr.evaluation.measures.places import corner_mass
 from captum_transformer_attr.evaluation.run import attribute_roles
+from captum_transformer_attr.evaluation.texts import structural_tokens
 from captum_transformer_attr.loading import ImageModel, TextModel
 from captum_transformer_attr.loading.images import ImagePreprocessing
 from captum_transformer_attr.metrics import PixelRemoval, perturbation_auc, saco
@@ -184,6 +187,23 @@ class TestTables:
         with pytest.raises(RuntimeError, match="defect"):
             evaluate(task(4, ("pointing",)), [Method("Failing", fail)])
 
+    def test_scores_that_a_measure_refuses_cost_one_row(self) -> None:
+        unknown = Method("Unknown", lambda model, inputs, target: inputs * math.nan)
+        result = evaluate(task(4, ("pointing",)), [unknown, PERFECT])
+        assert result.rows[0].error == "attributions of example 0 hold NaN" and not result.rows[0].columns
+        assert values(result, "Perfect")["pointing"] == 1
+
+    def test_a_metric_named_twice_counts_its_examples_once(self) -> None:
+        (row,) = evaluate(task(4, ("pointing", "pointing")), [PERFECT]).rows
+        names = [column.name for column in row.columns]
+        assert len(names) == len(set(names)) and row.columns[0].estimate.count == 4
+
+    def test_metrics_of_places_need_to_know_them(self) -> None:
+        reader = Pictures(4)
+        reader.has_regions = False
+        with pytest.raises(InputError, match="pointing, segmentation: nowhere does not say where"):
+            ImageTask("nowhere", "", loaded(Corners()), reader, ("pointing", "saco", "segmentation"), range(4))
+
     def test_unknown_metric_and_missing_label(self) -> None:
         with pytest.raises(InputError, match="metric 'speed' is unknown here; known: perturbation"):
             task(4, ("speed",))
@@ -286,6 +306,28 @@ class TestResuming:
         fresh = evaluate(task(12, ("pointing",)), methods, batch_size=3)
         assert values(longer, "Counting") == pytest.approx(values(fresh, "Counting"), rel=1e-12, nan_ok=True)
 
+    def test_other_data_of_the_same_kind_are_not_mixed_in(self, tmp_path: Path) -> None:
+        def pictures_in(folder: str) -> ImageTask:
+            one = task(4, ("pointing",))
+            one.reader.source = (folder,)
+            return one
+
+        evaluate(pictures_in("/here"), [PERFECT], folder=tmp_path)
+        inverted = replace(INVERTED, name="Perfect")
+        assert values(evaluate(pictures_in("/here"), [inverted], folder=tmp_path), "Perfect")["pointing"] == 1
+        assert values(evaluate(pictures_in("/there"), [inverted], folder=tmp_path), "Perfect")["pointing"] == 0
+
+    def test_examples_that_could_not_be_read_stay_named(self, tmp_path: Path) -> None:
+        for _ in range(2):  # the second run reads nothing
+            result = evaluate(task(5, ("saco",), damaged=[1]), [PERFECT, INVERTED], folder=tmp_path)
+            assert result.skipped == ("picture1.png is damaged",)
+
+    def test_a_folder_that_keeps_nothing_is_refused_before_the_work(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("")
+        never = Method("Never", lambda model, inputs, target: pytest.fail("attributed"))
+        with pytest.raises(InputError, match="cannot be kept in .*file: "):
+            evaluate(task(4, ("saco",)), [never], folder=tmp_path / "file")
+
     def test_a_damaged_file_is_done_again(self, tmp_path: Path) -> None:
         evaluate(task(4, ("pointing",)), [PERFECT], folder=tmp_path)
         (file,) = tmp_path.rglob("*.npz")
@@ -324,6 +366,9 @@ class TestControls:
         assert torch.equal(together[:, 0], together[:, 2])
         assert not torch.equal(together[0], together[1])
         assert not torch.equal(together, random_method(1).attribute(model, images, None))
+
+    def test_another_seed_is_another_row_and_file(self) -> None:
+        assert [random_method(seed).name for seed in (0, 1)] == ["Random", "Random (seed=1)"]
 
     def test_containers(self) -> None:
         ids, features = torch.randint(0, 9, (2, 5)), torch.rand(2, 4, 3)
@@ -437,6 +482,20 @@ class TestTexts:
         assert row.error == ""
         assert not any(math.isnan(column.estimate.value) for column in row.columns)
 
+    def test_unknown_words_are_words_and_can_be_removed(self) -> None:
+        tokenizer: Any = tiny_text_model().tokenizer
+        assert sorted(structural_tokens(tokenizer)) == [0, 2, 3, 4]
+        tokenizer.pad_token = tokenizer.unk_token
+        assert 1 in structural_tokens(tokenizer)
+
+    def test_without_a_padding_token_one_example_at_a_time(self) -> None:
+        model = tiny_text_model()
+        model.tokenizer.pad_token = None
+        one = TextTask("t", "t", model, Sentences(2), ("perturbation", "saco"), range(2))
+        assert evaluate(one, [random_method()], batch_size=1).rows[0].examples == 2
+        with pytest.raises(InputError, match="tokenizer of tiny has no padding token: .*batch size 1"):
+            evaluate(one, [random_method()], batch_size=2)
+
     def test_truncated_words_count_as_not_selected(self) -> None:
         one = TextTask("t", "t", tiny_text_model(), Sentences(2), ("rationale",), range(2), k=(1,), max_length=4)
         (batch,) = one.batches(2)
@@ -450,6 +509,25 @@ class TestTexts:
 
         with pytest.raises(DatasetError, match="label 'neutral', the model's classes are negative, positive"):
             evaluate(TextTask("t", "t", tiny_text_model(), Foreign(1), ("saco",), range(1)), [random_method()])
+
+
+def test_the_commit_is_that_of_the_package_alone(tmp_path: Path) -> None:
+    package = tmp_path / "venv" / "package"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (tmp_path / "mine.py").write_text("")
+
+    def git(*arguments: str) -> None:
+        author = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        subprocess.run(["git", *author, *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    git("init")
+    git("add", "mine.py")
+    git("commit", "-m", "a project that has the package installed")
+    assert commit(package) == ""
+    git("add", "venv")
+    git("commit", "-m", "the package itself")
+    assert len(commit(package)) == 10
 
 
 def test_language_model() -> None:

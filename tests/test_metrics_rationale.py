@@ -50,6 +50,12 @@ def test_words_cut_off_are_never_selected_but_count_in_the_rationale() -> None:
     assert rationale_auprc([[-INF, -INF]], [[1, 0]]).item() == pytest.approx(0.5)
 
 
+def test_words_cut_off_stand_behind_scores_of_any_size() -> None:
+    scores = [-1e17, float("-inf")]  # 1 less is the same number
+    assert rationale_auprc([scores], [[0, 1]]).tolist() == [0.5]
+    assert rationale_auprc([scores], [[1, 0]]).tolist() == [1]
+
+
 def test_perfect_random_and_inverted() -> None:
     generator = torch.Generator().manual_seed(0)
     rationales = (torch.rand(100, 60, generator=generator) < 0.2).int()

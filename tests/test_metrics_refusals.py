@@ -26,6 +26,9 @@ from captum_transformer_attr.metrics import (
     SacoScores,
     SegmentationScores,
     TokenRemoval,
+    bootstrap,
+    box_masks,
+    center_map,
     class_discriminativeness,
     completeness,
     curve_area,
@@ -38,6 +41,7 @@ from captum_transformer_attr.metrics import (
     saco,
     segmentation_scores,
     token_f1,
+    word_scores,
 )
 
 NAN, INF = float("nan"), float("inf")
@@ -182,6 +186,14 @@ class TestProtocols:
         assert len(restored) == 4
         assert torch.equal(restored.examples()["curve"][:2], gathering().examples()["curve"])
 
+    def test_numbers_are_copied(self) -> None:
+        given = torch.ones(3, dtype=torch.float64)
+        scores, loaded = MeanScore(), MeanScore()
+        scores.update(a=given)
+        loaded.load_state_dict({"a": given})
+        given.zero_()  # a buffer that is used again
+        assert scores.compute()["a"].value == loaded.compute()["a"].value == 1
+
     def test_columns_that_do_not_fit_are_refused_and_change_nothing(self) -> None:
         pointing = PointingGame()
         pointing.update(MAPS, MASKS)
@@ -246,6 +258,14 @@ class TestPixelNormalisation:
         refuses(message, lambda: PixelRemoval(**options))
 
 
+def tokens_of(**entries: Any) -> Any:
+    return TokenRemoval().prepare({"input_ids": torch.ones(2, 4, dtype=torch.long), **entries}, torch.rand(2, 4))
+
+
+def captum_scores(**options: Any) -> Any:
+    return infidelity_and_sensitivity(InputXGradient(nn.Linear(3, 2)), torch.ones(2, 3), 1, **options)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -273,6 +293,34 @@ class TestPixelNormalisation:
         (lambda: PerturbationAUC(summing, measure="x"), "measure must be"),  # type: ignore[arg-type]
         (lambda: SacoScores(summing, groups=1), "groups must be"),
         (lambda: token_f1([[1, 2]], [[1, 0]], 1.5), "k must be a whole number"),  # type: ignore[arg-type]
+        (lambda: token_f1(["ab"], ["01"]), "document 0: scores and rationale must be numbers"),  # type: ignore[list-item]
+        (lambda: token_f1([[1, 2]], [None]), "document 0: scores and rationale"),  # type: ignore[list-item]
+        (lambda: token_f1(None, None), "scores and rationales must be sequences"),  # type: ignore[arg-type]
+        (lambda: word_scores([1.0], [0], "1"), "count must be a whole number"),  # type: ignore[arg-type]
+        (lambda: word_scores("a", [0], 1), "scores must be numbers"),  # type: ignore[arg-type]
+        (lambda: curve(seed="0"), "seed must be a whole number"),
+        (lambda: curve(attributions=MAPS.to(torch.complex64)), "attributions must be real"),
+        (lambda: curve(attributions=MAPS[:, :0]), "there is no pixel"),
+        (lambda: curve(inputs=IMAGES.byte(), removal="mean"), "images must be floating"),
+        (lambda: box_masks("abcd", (4, 4)), "boxes must be"),  # type: ignore[arg-type]
+        (lambda: box_masks([[0, 0, 1, 1]], 4), "size must be height and width"),  # type: ignore[arg-type]
+        (lambda: center_map(4), "size must be height and width"),  # type: ignore[arg-type]
+        (lambda: class_discriminativeness(MAPS[:, None].repeat(1, 2, 1, 1), torch.tensor(1)), "masks must be"),
+        (lambda: bootstrap(["a"]), "values must hold"),  # type: ignore[arg-type]
+        (lambda: bootstrap(torch.tensor(1.0)), "values must hold"),
+        (lambda: bootstrap([1.0, 2.0], seed=-1), "seed must be at least 0"),  # type: ignore[arg-type]
+        (lambda: bootstrap([1.0, 2.0], resamples=1.5), "resamples must be"),  # type: ignore[arg-type]
+        (lambda: bootstrap([1.0, 2.0], confidence="0.9"), "confidence must lie"),  # type: ignore[arg-type]
+        (lambda: MeanScore().load_state_dict({"a": MAPS, "protocol": MAPS}), "damaged entry 'protocol'"),
+        (lambda: TokenRemoval(along=5), "along must be"),  # type: ignore[arg-type]
+        (lambda: tokens_of(attention_mask=torch.ones(2, 3)), "'attention_mask', got \\(2, 3\\)"),
+        (lambda: tokens_of(attention_mask=None), "'attention_mask', got NoneType"),
+        (lambda: tokens_of(special_tokens_mask=[[0] * 4] * 2), "'special_tokens_mask', got list"),
+        (lambda: tokens_of(token_type_ids=torch.ones(2, 3)), "'token_type_ids', got \\(2, 3\\)"),
+        (lambda: TokenRemoval().prepare("abcd", MAPS), "inputs must be a tensor or a mapping"),  # type: ignore[arg-type]
+        (lambda: captum_scores(noise=-1.0), "noise must be a number of at least 0"),
+        (lambda: captum_scores(radius="1"), "radius must be a number"),
+        (lambda: captum_scores(attributions=torch.full((2, 3), NAN)), "attributions of example 0 hold NaN"),
     ],
 )
 def test_argument_is_named(call: Callable[[], Any], message: str) -> None:

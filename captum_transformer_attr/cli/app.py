@@ -187,8 +187,8 @@ def evaluate(
     metric: Annotated[
         list[str] | None,
         typer.Option(
-            help="perturbation, saco, pointing, segmentation, discriminativeness; for texts perturbation, "
-            "perturbation-mask, saco, rationale. Several allowed."
+            help="perturbation, perturbation-squares, saco, pointing, corners, segmentation, discriminativeness, "
+            "captum; for texts perturbation, perturbation-mask, saco, rationale. Several allowed."
         ),
     ] = None,
     count: Annotated[int, typer.Option(min=2, help="Examples, spread evenly over the data set.")] = 300,

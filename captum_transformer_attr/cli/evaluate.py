@@ -69,19 +69,21 @@ class DataSet:
     Attributes:
         reader: From the path and ``--annotations`` to the reader.
         metrics: What is measured unless the user says otherwise.
-        annotations: Whether it needs a second file.
+        annotations: Whether it needs a second file; None where it can have one.
         mask_role: Whose object its masks show, for images.
     """
 
     reader: Callable[[Path, Path | None], Reader[Any]]
     metrics: tuple[str, ...]
-    annotations: bool = False
+    annotations: bool | None = False
     mask_role: str = "label"
 
 
 IMAGES = {
     "images": DataSet(lambda path, _: LabelledImages(path), ("perturbation",)),
-    "imagenet": DataSet(lambda path, devkit: ImageNetValidation(path, devkit=devkit), ("perturbation",)),
+    "imagenet": DataSet(
+        lambda path, devkit: ImageNetValidation(path, devkit=devkit), ("perturbation",), annotations=None
+    ),
     "imagenet-segmentation": DataSet(
         lambda path, _: ImageNetSegmentation(path), ("segmentation",), mask_role="predicted"
     ),
@@ -199,6 +201,8 @@ def _task(request: EvaluateRequest) -> Task:
         raise InputError(f"data set {request.data} needs the folder or file it is in, as the second argument")
     if data.annotations and request.annotations is None:
         raise InputError(f"data set {request.data} needs its annotation file: --annotations")
+    if data.annotations is False and request.annotations is not None:
+        raise InputError(f"data set {request.data} has no file of annotations: leave out --annotations")
     reader = data.reader(request.path, request.annotations)
     # The protocols squash the whole picture, so that masks and boxes stay where their objects are.
     loaded = load_model(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from captum_transformer_attr.datasets.errors import DatasetError
 from captum_transformer_attr.datasets.examples import ImageExample, Region
-from captum_transformer_attr.datasets.files import FileStore, decode_text, parse_json
+from captum_transformer_attr.datasets.files import FileStore, decode_text, parse_json, read_file
 from captum_transformer_attr.datasets.reader import Reader
 
 
@@ -23,12 +23,10 @@ class BoxedImages(Reader[ImageExample]):
     """
 
     def __init__(self, images: str | Path, index: str | Path) -> None:
-        super().__init__()
+        super().__init__(images, index)
         self.store = FileStore(images)
         path = Path(index)
-        if not path.is_file():
-            raise DatasetError(f"{path} does not exist")
-        content = parse_json(decode_text(path.read_bytes(), path), path)
+        content = parse_json(decode_text(read_file(path), path), path)
         try:
             self.classes = [str(entry["name"]) for entry in content["classes"]]
             self._entries: list[tuple[str, Region]] = []
@@ -37,7 +35,7 @@ class BoxedImages(Reader[ImageExample]):
                 label = int(entry["label"])
                 region = Region(label, self.classes[label], (x0, y0, x1 + 1, y1 + 1))
                 self._entries.append((str(entry["file"]), region))
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+        except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
             raise DatasetError(f"{path} does not list classes and images with file, label, box: {error!r}") from error
 
     def __len__(self) -> int:

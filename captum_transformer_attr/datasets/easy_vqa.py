@@ -29,7 +29,7 @@ class EasyVqa(Reader[QuestionExample]):
     """
 
     def __init__(self, path: str | Path, split: str = "test", *, distance: int = 20) -> None:
-        super().__init__()
+        super().__init__(path, Path(path) / split)
         self.store = FileStore(path)
         name = self.store.find(f"{split}/questions.json")
         self._folder = name[: -len("questions.json")] + "images/"
@@ -38,7 +38,7 @@ class EasyVqa(Reader[QuestionExample]):
         content = parse_json(self.store.text(name), self.store.path / name)
         try:
             self._rows = [(str(question), str(answer), int(image)) for question, answer, image in content]
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise DatasetError(
                 f"{self.store.path / name} is not a list of question, answer, image number: {error}"
             ) from error

@@ -31,7 +31,7 @@ class Eraser(Reader[TextExample]):
     """
 
     def __init__(self, path: str | Path, split: str = "test") -> None:
-        super().__init__()
+        super().__init__(path, Path(path) / split)
         self.store = FileStore(path)
         names = self.store.names()
         self._name = self.store.find(f"{split}.jsonl")
@@ -59,7 +59,7 @@ class Eraser(Reader[TextExample]):
             return self._example(name, label, str(row.get("query") or ""), documents, spans)
         except DatasetError as error:
             raise DatasetError(f"{where}: {error}") from error
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise DatasetError(f"{where} is not an ERASER annotation: {error!r}") from error
 
     def _example(

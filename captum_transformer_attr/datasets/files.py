@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import lzma
 import tarfile
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,9 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from captum_transformer_attr.datasets.errors import DatasetError
+
+# What Python's readers of archives raise for damaged, encrypted (RuntimeError) or unknown content.
+_DAMAGE = (OSError, EOFError, RuntimeError, tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
 
 
 class FileStore:
@@ -39,7 +44,7 @@ class FileStore:
                 with tarfile.open(self.path) as archive:
                     members = [member for member in archive.getmembers() if member.isfile()]
                     self._content = {m.name: archive.extractfile(m).read() for m in members}  # type: ignore[union-attr]
-        except (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile) as error:
+        except _DAMAGE as error:
             raise DatasetError(f"{self.path} is not a readable zip or tar archive, and no folder") from error
 
     def names(self) -> list[str]:
@@ -75,7 +80,7 @@ class FileStore:
             return (self.path / name).read_bytes()
         except (KeyError, FileNotFoundError):
             raise DatasetError(f"{self.path / name} does not exist") from None
-        except (OSError, zipfile.BadZipFile, EOFError) as error:
+        except (*_DAMAGE, ValueError) as error:  # ValueError: a name that no file can have
             raise DatasetError(f"{self.path / name} cannot be read: {error}") from error
 
     def text(self, name: str) -> str:
@@ -85,6 +90,21 @@ class FileStore:
     def image(self, name: str) -> np.ndarray:
         """The content of a picture, (H, W, 3) uint8."""
         return decode_image(self.read(name), self.path / name)
+
+
+def read_file(path: str | Path) -> bytes:
+    """The content of a single file; an error names it."""
+    check_file(path)
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise DatasetError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def check_file(path: str | Path) -> None:
+    """Refuses what is missing, and a folder where a file is meant."""
+    if not Path(path).is_file():
+        raise DatasetError(f"{path} {'is no file' if Path(path).exists() else 'does not exist'}")
 
 
 def decode_text(content: bytes, path: str | Path) -> str:
@@ -112,18 +132,23 @@ def parse_json(text: str, path: str | Path) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise DatasetError(f"{path} is not valid JSON: {error.msg} in line {error.lineno}") from error
+    except RecursionError as error:
+        raise DatasetError(f"{path} is not readable JSON: nested too deeply") from error
 
 
 def parse_json_lines(text: str, path: str | Path) -> list[tuple[int, dict[str, Any]]]:
     """One JSON object per line with its line number; empty lines are left out."""
     rows = []
-    for number, line in enumerate(text.splitlines(), 1):
+    # Not splitlines(): JSON strings may hold the other separators that Unicode knows.
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise DatasetError(f"line {number} of {path} is not valid JSON: {error.msg}") from error
+        except RecursionError as error:
+            raise DatasetError(f"line {number} of {path} is not readable JSON: nested too deeply") from error
         if not isinstance(row, dict):
             raise DatasetError(f"line {number} of {path} is a {type(row).__name__}, a JSON object was expected")
         rows.append((number, row))

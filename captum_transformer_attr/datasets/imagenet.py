@@ -43,8 +43,9 @@ class ImageNetValidation(Reader[ImageExample]):
         boxes: str | Path | None = None,
         wnids: Sequence[str] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(*(path for path in (images, devkit, boxes) if path is not None))
         self.store = FileStore(images)
+        self.has_regions = boxes is not None
         self.boxes = None if boxes is None else FileStore(boxes)
         names = [name for name in self.store.names() if name.lower().endswith(_SUFFIXES)]
         flat = [name for name in names if _NUMBER.fullmatch(name)]

@@ -9,6 +9,7 @@ import numpy as np
 
 from captum_transformer_attr.datasets.errors import DatasetError
 from captum_transformer_attr.datasets.examples import ImageExample, Region
+from captum_transformer_attr.datasets.files import check_file
 from captum_transformer_attr.datasets.reader import Reader
 
 
@@ -24,10 +25,9 @@ class ImageNetSegmentation(Reader[ImageExample]):
     """
 
     def __init__(self, path: str | Path) -> None:
-        super().__init__()
+        super().__init__(path)
         self.path = Path(path)
-        if not self.path.is_file():
-            raise DatasetError(f"{path} does not exist")
+        check_file(self.path)
         try:
             import h5py
         except ImportError:
@@ -35,7 +35,9 @@ class ImageNetSegmentation(Reader[ImageExample]):
         try:
             self._file: Any = h5py.File(self.path, "r")
             self._images, self._masks = self._file["value/img"], self._file["value/gt"]
-        except (OSError, KeyError) as error:
+            if not all(isinstance(part, h5py.Dataset) and part.ndim == 2 for part in (self._images, self._masks)):
+                raise KeyError("value/img and value/gt are no tables of references")
+        except (OSError, KeyError, RuntimeError) as error:
             raise DatasetError(f"{path} is not a readable gtsegs_ijcv.mat: {error}") from error
         if len(self._images) != len(self._masks):
             raise DatasetError(f"{path} has {len(self._images)} images and {len(self._masks)} masks")
@@ -49,7 +51,7 @@ class ImageNetSegmentation(Reader[ImageExample]):
             image = np.array(self._file[self._images[index, 0]]).transpose(2, 1, 0)
             cell = self._file[self._masks[index, 0]]
             mask = np.array(self._file[cell[0, 0]]).transpose(1, 0).astype(bool)
-        except (OSError, KeyError, ValueError, IndexError, AttributeError, TypeError) as error:
+        except (OSError, KeyError, ValueError, IndexError, AttributeError, TypeError, RuntimeError) as error:
             raise DatasetError(f"image {index} of {self.path} cannot be read: {error}") from error
         if image.shape != (*mask.shape, 3):
             raise DatasetError(f"image {index} of {self.path}: image {image.shape} does not fit mask {mask.shape}")

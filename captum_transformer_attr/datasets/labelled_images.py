@@ -22,15 +22,17 @@ class LabelledImages(Reader[ImageExample]):
         DatasetError: `labels.json` is missing or of another format.
     """
 
+    has_regions = False
+
     def __init__(self, path: str | Path) -> None:
-        super().__init__()
+        super().__init__(path)
         self.store = FileStore(path)
         index = self.store.find("labels.json")
         self._folder = "" if "/" not in index else index.rsplit("/", 1)[0] + "/"
         labels = parse_json(self.store.text(index), self.store.path / index)
         try:
             self._entries = [(str(name), int(entry["class_index"])) for name, entry in sorted(labels.items())]
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise DatasetError(
                 f"{self.store.path / index} must map every file name to an object with an integer class_index"
             ) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Generic, Literal, TypeVar
 
 from captum_transformer_attr.datasets.errors import DatasetError
@@ -28,12 +29,20 @@ class Skipped:
 class Reader(ABC, Generic[Example]):
     """A data set in a folder or file: the index is read at once, examples one at a time.
 
+    Args:
+        paths: the files and folders it reads.
+
     Attributes:
         skipped: examples that iterating left out, in the order met; each is recorded once.
+        source: the paths, absolute: which data these are, for work that is stored.
+        has_regions: whether pictures come with their objects' places; without, no metric of places has a meaning.
     """
 
-    def __init__(self) -> None:
+    has_regions: bool = True
+
+    def __init__(self, *paths: str | Path) -> None:
         self.skipped: list[Skipped] = []
+        self.source: tuple[str, ...] = tuple(str(Path(path).resolve()) for path in paths)
 
     @abstractmethod
     def __len__(self) -> int:
@@ -93,6 +102,8 @@ class Joined(Reader[Example]):
     def __init__(self, *readers: Reader[Example]) -> None:
         super().__init__()
         self.readers = readers
+        self.source = tuple(path for reader in readers for path in reader.source)
+        self.has_regions = all(reader.has_regions for reader in readers)
 
     def __len__(self) -> int:
         return sum(len(reader) for reader in self.readers)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from pathlib import Path
 
 import numpy as np
 
 from captum_transformer_attr.datasets.errors import DatasetError
 from captum_transformer_attr.datasets.examples import TextExample
-from captum_transformer_attr.datasets.files import decode_text, parse_json_lines
+from captum_transformer_attr.datasets.files import decode_text, parse_json_lines, read_file
 from captum_transformer_attr.datasets.reader import Reader
 
 
@@ -25,10 +23,10 @@ class Sst2(Reader[TextExample]):
     """
 
     def __init__(self, path: str | Path) -> None:
-        super().__init__()
+        super().__init__(path)
         text = _text(Path(path))
-        lines = list(csv.reader(io.StringIO(text), delimiter="\t", quoting=csv.QUOTE_NONE))
-        header = lines[0] if lines else []
+        lines = [line.removesuffix("\r").split("\t") for line in text.removesuffix("\n").split("\n")]
+        header = lines[0]
         column = next((name for name in ("sentence", "content") if name in header), None)
         if column is None or "label" not in header:
             raise DatasetError(f"the first line of {path} does not name the columns label and sentence")
@@ -61,7 +59,7 @@ class SstRationales(Reader[TextExample]):
     """
 
     def __init__(self, path: str | Path, *, agreement: float = 0.5) -> None:
-        super().__init__()
+        super().__init__(path)
         self.path = Path(path)
         self.agreement = agreement
         self._rows = parse_json_lines(_text(self.path), self.path)
@@ -77,13 +75,11 @@ class SstRationales(Reader[TextExample]):
             if any(len(vote) != len(words) for vote in votes):
                 raise ValueError("a rationale is not as long as the sentence")
             marked = np.array(votes, dtype=float).reshape(-1, len(words))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise DatasetError(f"line {number} of {self.path} is not an annotated sentence: {error!r}") from error
         share = marked.mean(axis=0) if len(marked) else np.zeros(len(words))
         return TextExample(f"sst:{index}", words, label, (share >= self.agreement) & (share > 0))
 
 
 def _text(path: Path) -> str:
-    if not path.is_file():
-        raise DatasetError(f"{path} does not exist")
-    return decode_text(path.read_bytes(), path)
+    return decode_text(read_file(path), path)

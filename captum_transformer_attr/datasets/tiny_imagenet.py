@@ -25,7 +25,7 @@ class TinyImageNetValidation(Reader[ImageExample]):
     """
 
     def __init__(self, path: str | Path, *, wnids: Sequence[str] | None = None) -> None:
-        super().__init__()
+        super().__init__(path)
         self.store = FileStore(path)
         name = self.store.find("val_annotations.txt")
         self._folder = name[: -len("val_annotations.txt")] + "images/"

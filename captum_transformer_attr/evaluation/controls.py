@@ -33,7 +33,7 @@ def random_method(seed: int = 0) -> Method:
             rows.append(torch.rand(shape, generator=generator))
         return _spread(torch.stack(rows), values)
 
-    return Method(RANDOM, _on_inputs(noise))
+    return Method(f"{RANDOM} (seed={seed})" if seed else RANDOM, _on_inputs(noise))
 
 
 def center_method() -> Method:

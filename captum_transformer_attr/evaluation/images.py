@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from captum_transformer_attr.datasets import DatasetError, ImageExample, Reader, Skipped
+from captum_transformer_attr.errors import InputError
 from captum_transformer_attr.evaluation.batch import Batch, runner_up
 from captum_transformer_attr.evaluation.measures import (
     ORDERS,
@@ -73,6 +74,9 @@ class ImageTask(Task):
         self.mask_role = mask_role
         self.square = patch_size(model.model) if square is None else square
         super().__init__(name, title, model.model, self._measures(), indices)
+        placed = [measure.name for measure in self.measures if measure.needs_masks]
+        if placed and not reader.has_regions:
+            raise InputError(f"{', '.join(placed)}: {name} does not say where in a picture its objects are")
 
     def _measures(self) -> list[Measure]:
         colours: dict[str, Any] = {"mean": self.loaded.preprocessing.mean, "std": self.loaded.preprocessing.std}
@@ -93,6 +97,10 @@ class ImageTask(Task):
     @property
     def skipped(self) -> list[Skipped]:
         return self.reader.skipped
+
+    @property
+    def source(self) -> tuple[str, ...]:
+        return self.reader.source
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
         examples = (example for _, example in self.reader.examples(self.indices))

@@ -40,6 +40,8 @@ def commit(folder: Path | None = None) -> str:
     package = folder or Path(__file__).resolve().parents[1]
     try:
         run = {"cwd": package, "capture_output": True, "text": True, "timeout": 10, "check": True}
+        # Installed into an environment inside another project's repository, the package is not of that commit.
+        subprocess.run(["git", "ls-files", "--error-unmatch", "__init__.py"], **run)  # type: ignore[call-overload]
         name = subprocess.run(["git", "rev-parse", "--short=10", "HEAD"], **run).stdout.strip()  # type: ignore[call-overload]
         changed = subprocess.run(["git", "status", "--porcelain", "--", "."], **run).stdout.strip()  # type: ignore[call-overload]
     except (OSError, subprocess.SubprocessError):

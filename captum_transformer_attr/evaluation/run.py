@@ -82,7 +82,8 @@ def evaluate(
     Args:
         task: model, data, measures.
         methods: as `captum_transformer_attr.comparison.resolve` and `evaluation.controls` make them.
-        batch_size: examples at a time; the numbers do not depend on it beyond rounding.
+        batch_size: examples at a time; the numbers do not depend on it beyond rounding, but for those of Captum's
+            metrics, whose random draws are one for a whole batch.
         folder: where finished work is kept, so that the same call goes on where an interrupted one stopped.
         advance: called after every batch.
         save_every: seconds between two savings within a method.
@@ -91,24 +92,26 @@ def evaluate(
             attributions are always computed in the model's own.
     """
     store = Store(folder)
+    store.prepare(task.name)
     description = description_of(task, precision)
     forward = task.model if precision is None else autocast_forward(task.model, precision, task.device)
     # An interrupted method goes on at a batch's end, which lies elsewhere for another batch size.
-    stored = {**description, "batch_size": batch_size}
+    stored = {**description, "batch_size": batch_size, "source": task.source}
     run = _Run(task, store, stored, batch_size, advance, save_every)
     rows = []
+    skipped: dict[str, None] = {}
     for method in methods:
         progress = Progress({measure.name: measure.accumulator(forward) for measure in task.measures})
         store.load(stored, method.name, progress)
         run.measure(method, progress)
+        skipped |= dict.fromkeys(progress.skipped)
         columns: list[Column] = []
         if not progress.error:
             for measure in task.measures:
                 columns += measure.columns(progress.accumulators[measure.name], seed)
         seconds = progress.seconds / max(progress.done, 1)
         rows.append(MethodRow(method.name, tuple(columns), seconds, progress.done, progress.error))
-    skipped = tuple(entry.reason for entry in task.skipped)
-    return TaskResult(task.name, task.title, tuple(rows), skipped, description)
+    return TaskResult(task.name, task.title, tuple(rows), tuple(skipped), description)
 
 
 def description_of(task: Task, precision: torch.dtype | None = None) -> dict[str, Any]:
@@ -161,18 +164,22 @@ class _Run:
                 continue
             try:
                 maps = self._attributions(method, batch, progress)
-            except TransformerAttributionError as error:
+                for measure in self.task.measures:
+                    accumulator = progress.accumulators[measure.name]
+                    measure.update(accumulator, batch, maps, partial(method.attribute, self.task.model))
+            except TransformerAttributionError as error:  # refused by the method, or NaN that a measure refuses
                 progress.error = " ".join(str(error).split())
                 break
-            for measure in self.task.measures:
-                accumulator = progress.accumulators[measure.name]
-                measure.update(accumulator, batch, maps, partial(method.attribute, self.task.model))
             progress.done = seen
             if time.monotonic() - saved > self.save_every:
-                self.store.save(self.description, method.name, progress)
+                self._save(method, progress)
                 saved = time.monotonic()
             self._tell(method, seen)
         progress.finished = True
+        self._save(method, progress)
+
+    def _save(self, method: Method, progress: Progress) -> None:
+        progress.skipped = tuple(entry.reason for entry in self.task.skipped)
         self.store.save(self.description, method.name, progress)
 
     def _attributions(self, method: Method, batch: Batch, progress: Progress) -> dict[str, Any]:

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from captum_transformer_attr.errors import InputError
 from captum_transformer_attr.metrics import Accumulator
-from captum_transformer_attr.output_files import write_files
+from captum_transformer_attr.output_files import check_writable, write_files
 
 
 @dataclass
@@ -26,6 +27,7 @@ class Progress:
         seconds: spent on attributing them.
         finished: nothing is left to do.
         error: why the method cannot be applied; one line.
+        skipped: reasons of the examples that could not be read.
         accumulators: the numbers so far, by measure.
     """
 
@@ -34,6 +36,7 @@ class Progress:
     seconds: float = 0.0
     finished: bool = False
     error: str = ""
+    skipped: tuple[str, ...] = ()
 
 
 class Store:
@@ -49,6 +52,21 @@ class Store:
     def __init__(self, folder: str | Path | None) -> None:
         self.folder = None if folder is None else Path(folder)
 
+    def prepare(self, task: str) -> None:
+        """Makes the folder of a task, before any work is done that could not be kept.
+
+        Raises:
+            InputError: naming the folder, if it cannot be made or written to.
+        """
+        if self.folder is None:
+            return
+        folder = self.folder / _file_name(task)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            check_writable(folder / "work.npz")
+        except OSError as error:
+            raise InputError(f"finished work cannot be kept in {self.folder}: {error.strerror or error}") from error
+
     def load(self, description: Mapping[str, Any], method: str, progress: Progress) -> None:
         """Fills `progress` with what was stored, if anything fits."""
         path = self._path(description, method)
@@ -62,6 +80,7 @@ class Store:
             return  # a damaged file is work lost, not an error: it is done again
         if header["description"] == _plain(description):
             progress.finished, progress.error, usable = header["finished"], header["error"], header["done"]
+            progress.skipped = tuple(header["skipped"])
         else:
             usable = 0 if header["error"] else shared_examples(header, _plain(description))
             arrays = {key: values[:usable] for key, values in arrays.items()}
@@ -84,6 +103,7 @@ class Store:
             "seconds": progress.seconds,
             "finished": progress.finished,
             "error": progress.error,
+            "skipped": progress.skipped,
         }
         arrays: dict[str, Any] = {
             f"{name}/{key}": value.numpy()

@@ -53,6 +53,11 @@ class Task(ABC):
         """Examples that could not be read so far."""
         return []
 
+    @property
+    def source(self) -> tuple[str, ...]:
+        """Where the examples are read from, if they are; stored results of another place are not reused."""
+        return ()
+
     @abstractmethod
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """All examples in turn; unreadable ones are left out and recorded in `skipped`."""
@@ -76,7 +81,7 @@ def chosen(available: Mapping[str, Sequence[Measure]], metrics: Sequence[str]) -
             raise InputError(f"metric {metric!r} is unknown here; known: {', '.join(available)}")
     if not metrics:
         raise InputError(f"no metric is asked for; known: {', '.join(available)}")
-    return [measure for metric in metrics for measure in available[metric]]
+    return [measure for metric in dict.fromkeys(metrics) for measure in available[metric]]
 
 
 def weight_sum(model: nn.Module) -> float:

@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 
 from captum_transformer_attr.datasets import DatasetError, Reader, Skipped, TextExample
+from captum_transformer_attr.errors import InputError
 from captum_transformer_attr.evaluation.batch import Batch, Words, runner_up
 from captum_transformer_attr.evaluation.measures import ORDERS, Measure, Perturbation, Rationale, Saco
 from captum_transformer_attr.evaluation.task import Task, batched, chosen
@@ -53,7 +54,7 @@ class TextTask(Task):
 
     def _measures(self) -> list[Measure]:
         padding: dict[str, Any] = {
-            "keep": self.tokenizer.all_special_ids,
+            "keep": structural_tokens(self.tokenizer),
             "pad_token": self.tokenizer.pad_token_id or 0,
             "padding_side": self.tokenizer.padding_side,
         }
@@ -75,17 +76,26 @@ class TextTask(Task):
     def skipped(self) -> list[Skipped]:
         return self.reader.skipped
 
+    @property
+    def source(self) -> tuple[str, ...]:
+        return self.reader.source
+
     def batches(self, batch_size: int) -> Iterator[Batch]:
         examples = (example for _, example in self.reader.examples(self.indices))
         return map(self._batch, batched(examples, batch_size))
 
     def _batch(self, examples: list[TextExample]) -> Batch:
+        pads = self.tokenizer.pad_token_id is not None
+        if not pads and len(examples) > 1:
+            raise InputError(
+                f"the tokenizer of {self.loaded.name} has no padding token: take one example at a time (batch size 1)"
+            )
         encoding = self.tokenizer(
             [list(example.words) for example in examples],
             is_split_into_words=True,
             truncation=True,
             max_length=self.max_length,
-            padding=True,
+            padding=pads,
             return_tensors="pt",
         )
         words = Words(
@@ -126,3 +136,12 @@ class TextTask(Task):
             "k": self.k,
             "max_length": self.max_length,
         }
+
+
+def structural_tokens(tokenizer: Any) -> list[int]:
+    """The special tokens that no removal touches: all but the one for unknown words, which stands for a word.
+
+    Where it is the end of a text or padding as well (GPT-2), it stays.
+    """
+    places = [getattr(tokenizer, f"{name}_token_id", None) for name in ("cls", "sep", "bos", "eos", "pad")]
+    return [token for token in tokenizer.all_special_ids if token != tokenizer.unk_token_id or token in places]

@@ -157,6 +157,8 @@ def target_scores(scores: Tensor, target: Tensor) -> Tensor:
 def checked(attributions: Tensor, name: str = "attributions") -> Tensor:
     """Detached, at least float32 and finite: a ranking of NaN and a share of infinity are silently arbitrary."""
     check_tensor(attributions, name)
+    if attributions.is_complex():
+        raise InputError(f"{name} must be real, got {attributions.dtype}")
     attributions = attributions.detach()
     if attributions.dtype != torch.float64:
         attributions = attributions.float()
@@ -181,6 +183,8 @@ def spatial_maps(attributions: Tensor, size: Sequence[int]) -> Tensor:
     maps = checked(attributions)
     if maps.ndim not in (3, 4):
         raise InputError(f"attributions of images must be (N, H, W) or (N, C, H, W), got {tuple(maps.shape)}")
+    if 0 in (*maps.shape[1:], *size):
+        raise InputError(f"attributions {tuple(maps.shape)} on images of {tuple(size)} pixels: there is no pixel")
     maps = maps.sum(1) if maps.ndim == 4 else maps
     if tuple(maps.shape[1:]) == tuple(size):
         return maps

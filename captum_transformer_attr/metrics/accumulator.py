@@ -78,7 +78,7 @@ class Accumulator(ABC):
         columns = dict(state)
         written = columns.pop(PROTOCOL, None)
         if written is not None:
-            self._check_protocol(json.loads(bytes(written.tolist())))
+            self._check_protocol(_read_protocol(written))
         if columns:
             self._check(columns, {})
         self._columns = {}
@@ -121,10 +121,22 @@ class Accumulator(ABC):
         if columns:
             self._check(columns, {name: tuple(parts[0].shape[1:]) for name, parts in self._columns.items()})
         for name, values in columns.items():
-            self._columns.setdefault(name, []).append(values.detach().to("cpu", torch.float64))
+            # A copy: the caller may use the tensor again for the next batch.
+            self._columns.setdefault(name, []).append(values.detach().to("cpu", torch.float64, copy=True))
 
     def _column(self, name: str) -> Tensor:
         return torch.cat(self._columns[name])
+
+
+def _read_protocol(written: Any) -> dict[str, Any]:
+    """The options of a state; whatever is no such entry is refused."""
+    try:
+        options = json.loads(bytes(written.tolist()))
+        if isinstance(options, dict):
+            return options
+    except (AttributeError, TypeError, ValueError):
+        pass
+    raise InputError(f"state holds a damaged entry {PROTOCOL!r}; give what state_dict() returned")
 
 
 class MeanScore(Accumulator):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 from torch import Tensor
 
 from captum_transformer_attr.errors import InputError
+from captum_transformer_attr.metrics._inputs import whole_number
 
 
 @dataclass(frozen=True)
@@ -60,11 +62,17 @@ def bootstrap(
         One estimate per result of the statistic.
 
     Raises:
-        InputError: no resamples, or a confidence outside (0, 1).
+        InputError: values that are no rows of numbers, no resamples, a negative seed, or a confidence outside (0, 1).
     """
-    if not 0 < confidence < 1 or resamples < 1:
-        raise InputError(f"confidence must lie in (0, 1) and resamples be positive, got {confidence} and {resamples}")
-    rows = values.detach().cpu().double().numpy() if isinstance(values, Tensor) else np.asarray(values, dtype=float)
+    if not isinstance(confidence, Real) or not 0 < confidence < 1:
+        raise InputError(f"confidence must lie in (0, 1), got {confidence!r}")
+    resamples, seed = whole_number(resamples, "resamples", 1), whole_number(seed, "seed", 0)
+    try:
+        rows = values.detach().cpu().double().numpy() if isinstance(values, Tensor) else np.asarray(values, dtype=float)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"values must hold one number or row of numbers per example: {error}") from error
+    if not rows.ndim:
+        raise InputError(f"values must hold one number or row of numbers per example, got {values!r}")
     rows = rows.reshape(len(rows), math.prod(rows.shape[1:]))  # -1 fails without rows
     defined = ~np.isnan(rows).any(axis=1)
     skipped, rows = int((~defined).sum()), rows[defined]

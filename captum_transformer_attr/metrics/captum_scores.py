@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -10,7 +11,7 @@ from captum.metrics import infidelity, sensitivity_max
 from torch import Tensor
 
 from captum_transformer_attr.errors import InputError
-from captum_transformer_attr.metrics._inputs import whole_number
+from captum_transformer_attr.metrics._inputs import checked, whole_number
 from captum_transformer_attr.recording.outputs import ForwardWrapper
 
 
@@ -57,16 +58,21 @@ def infidelity_and_sensitivity(
         seed: of both metrics; the caller's random state is left alone.
 
     Raises:
-        InputError: integer inputs, no samples.
+        InputError: integer inputs, no samples, a negative noise or radius, attributions that hold NaN.
     """
-    samples = whole_number(samples, "samples", 1)
-    tensors = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+    samples, seed = whole_number(samples, "samples", 1), whole_number(seed, "seed")
+    for name, size in (("noise", noise), ("radius", radius)):
+        if not isinstance(size, Real) or not size >= 0:
+            raise InputError(f"{name} must be a number of at least 0, got {size!r}")
+    tensors = (inputs,) if isinstance(inputs, Tensor) else inputs if isinstance(inputs, tuple) else ()
     if not tensors or not all(isinstance(t, Tensor) and t.is_floating_point() for t in tensors):
         raise InputError("inputs must be floating tensors: token ids cannot be perturbed, explain their embeddings")
     if attributions is None:
         attributions = attribution.attribute(
             inputs, target=target, additional_forward_args=additional_forward_args, **attribute_arguments
         )
+    for part in attributions if isinstance(attributions, tuple) else (attributions,):
+        checked(part)
 
     def explain(*args: Any, **options: Any) -> Any:
         # sensitivity_max flattens by .view, which expanded maps (equal channels) do not allow.

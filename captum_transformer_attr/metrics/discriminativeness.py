@@ -51,13 +51,13 @@ def class_discriminativeness(attributions: Tensor, masks: Tensor | None = None) 
     flat = attributions.flatten(0, 1)
     if masks is not None:
         check_tensor(masks, "masks")
+        if masks.ndim != 4 or masks.shape[:2] != attributions.shape[:2]:
+            raise InputError(f"masks must be (N, K, H, W) with N, K = {count}, {classes}, got {tuple(masks.shape)}")
     size = flat.shape[1:] if masks is None else masks.shape[-2:]
     maps = spatial_maps(flat, size).double().unflatten(0, (count, classes))
     separation = 1 - _mean_correlation(maps.flatten(2))
     if masks is None:
         return DiscriminativenessResult(separation, None)
-    if masks.shape[:2] != attributions.shape[:2]:
-        raise InputError(f"masks must be (N, K, H, W) with N, K = {count}, {classes}, got {tuple(masks.shape)}")
     objects = boolean_masks(masks.flatten(0, 1), count * classes).to(maps.device).view(count, classes, -1)
     # [n, k, j]: positive relevance of the map for class k on the object of class j
     mass = maps.clamp(min=0).flatten(2) @ objects.double().mT

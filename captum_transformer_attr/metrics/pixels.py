@@ -81,6 +81,8 @@ class PixelRemoval(Removal):
             _check_fits(self.std, images, "std")
             return (-self.mean / self.std).to(images)
         if self.baseline == "mean":
+            if not images.is_floating_point():
+                raise InputError(f'images must be floating for the baseline "mean", got {images.dtype}')
             return images.mean(dim=(2, 3), keepdim=True)
         from torchvision.transforms.functional import gaussian_blur
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from captum_transformer_attr.errors import InputError
-from captum_transformer_attr.metrics._inputs import maps_and_masks
+from captum_transformer_attr.metrics._inputs import maps_and_masks, numbers, whole_number
 from captum_transformer_attr.metrics.accumulator import Accumulator, Bootstrap
 from captum_transformer_attr.metrics.bootstrap import Estimate
 
@@ -68,7 +68,7 @@ def mass_in_mask(attributions: Tensor, masks: Tensor) -> Tensor:
 
 def center_map(size: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
     """The attribution that always points at the middle of the image, (H, W): minus the distance from it in pixels."""
-    rows, columns = (torch.arange(n, device=device, dtype=torch.float64) - (n - 1) / 2 for n in size)
+    rows, columns = (torch.arange(n, device=device, dtype=torch.float64) - (n - 1) / 2 for n in _height_and_width(size))
     return -(rows[:, None].square() + columns.square()).sqrt()
 
 
@@ -83,15 +83,21 @@ def box_masks(boxes: Sequence[Sequence[float]] | Tensor, size: Sequence[int]) ->
     Returns:
         (N, H, W) booleans: pixels whose centre lies in the box.
     """
-    corners = torch.as_tensor(boxes, dtype=torch.float64)
+    corners = numbers(boxes, "boxes")
     if corners.ndim != 2 or corners.shape[1] != 4:
         raise InputError(f"boxes must be (N, 4), got {tuple(corners.shape)}")
     if not (corners[:, 2:] >= corners[:, :2]).all():
         raise InputError("boxes must be x0, y0, x1, y1 with x0 <= x1 and y0 <= y1")
-    height, width = size
+    height, width = _height_and_width(size)
     x0, y0, x1, y1 = corners[:, :, None].unbind(1)
     rows, columns = torch.arange(height) + 0.5, torch.arange(width) + 0.5
     return ((rows > y0) & (rows < y1))[:, :, None] & ((columns > x0) & (columns < x1))[:, None, :]
+
+
+def _height_and_width(size: Any) -> tuple[int, ...]:
+    if not isinstance(size, Sequence) or len(size) != 2:
+        raise InputError(f"size must be height and width, got {size!r}")
+    return tuple(whole_number(length, "size", 1) for length in size)
 
 
 def _hits(maps: Tensor, masks: Tensor) -> Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from captum_transformer_attr.metrics._inputs import whole_number
+
 
 def ranks(scores: Tensor, *, descending: bool = True, removable: Tensor | None = None, seed: int = 0) -> Tensor:
     """The place of every unit in the order of its score, 0 first.
@@ -20,7 +22,7 @@ def ranks(scores: Tensor, *, descending: bool = True, removable: Tensor | None =
     Returns:
         (N, U) integers, a permutation of 0 .. U-1 over the removable units of each row.
     """
-    units = scores.shape[-1]
+    seed, units = whole_number(seed, "seed"), scores.shape[-1]
     permutation = torch.randperm(units, generator=torch.Generator().manual_seed(seed)).to(scores.device)
     order = scores[:, permutation].argsort(dim=-1, descending=descending, stable=True)
     if removable is not None:

@@ -81,7 +81,8 @@ def rationale_auprc(
             areas.append(float("nan"))
             continue
         finite = values[values > float("-inf")]
-        floor = float(finite.min()) - 1 if len(finite) else 0.0
+        # The next smaller number: minus 1 would be the same number again where scores are large.
+        floor = np.nextafter(float(finite.min()), -np.inf) if len(finite) else 0.0
         ordered = values.clamp(min=floor).numpy()
         if interpolation == "step":
             areas.append(float(average_precision_score(truth, ordered)))
@@ -103,7 +104,11 @@ def word_scores(scores: Words, words: Sequence[int | None], count: int, *, reduc
     Returns:
         (count,) float64; -inf for a word none of whose pieces was scored.
     """
-    values = torch.as_tensor(scores, dtype=torch.float64).detach().cpu()
+    count = whole_number(count, "count", 0)
+    try:
+        values = torch.as_tensor(scores, dtype=torch.float64).detach().cpu()
+    except (TypeError, ValueError) as error:
+        raise InputError(f"scores must be numbers, one per token ({error})") from error
     if len(values) != len(words):
         raise InputError(f"{len(values)} scores for {len(words)} tokens")
     if reduce not in ("max", "sum", "mean"):
@@ -127,12 +132,17 @@ def _numbers_of_words(k: Any) -> tuple[int, ...]:
 
 
 def _documents(scores: Any, rationales: Any) -> list[tuple[Tensor, np.ndarray]]:
+    if not all(hasattr(given, "__len__") for given in (scores, rationales)):
+        raise InputError("scores and rationales must be sequences with an entry per document")
     if len(scores) != len(rationales):
         raise InputError(f"{len(scores)} documents have scores, {len(rationales)} have rationales")
     documents = []
     for number, (values, truth) in enumerate(zip(scores, rationales, strict=True)):
-        row = torch.as_tensor(values).detach().double().cpu()
-        mask = torch.as_tensor(truth).cpu()
+        try:
+            row = torch.as_tensor(values).detach().double().cpu()
+            mask = torch.as_tensor(truth).cpu()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InputError(f"document {number}: scores and rationale must be numbers ({error})") from error
         if row.ndim != 1 or row.shape != mask.shape:
             raise InputError(f"document {number}: {tuple(row.shape)} scores for {tuple(mask.shape)} rationale values")
         if row.isnan().any() or (row == float("inf")).any():

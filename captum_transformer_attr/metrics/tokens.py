@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from captum_transformer_attr.errors import InputError
-from captum_transformer_attr.metrics._inputs import Inputs, checked, whole_number
+from captum_transformer_attr.metrics._inputs import Inputs, check_tensor, checked, whole_number
 from captum_transformer_attr.metrics.removal import RemovableUnits, Removal
 
 TOKEN_FRACTIONS = (0.0, 0.25, 0.5, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0)
@@ -63,6 +63,8 @@ class TokenRemoval(Removal):
             raise InputError(f"keep must be a collection of token ids, got {keep!r}")
         self.keep = tuple(whole_number(token, "keep (token ids)") for token in keep)
         self.attention_mask = attention_mask
+        if isinstance(along, str) or not isinstance(along, Iterable):
+            raise InputError(f"along must be a collection of names of entries, got {along!r}")
         self.along = tuple(along)
         self.pad_token = whole_number(pad_token, "pad_token (a token id)")
         self.padding_side = padding_side
@@ -70,11 +72,20 @@ class TokenRemoval(Removal):
     def prepare(self, inputs: Inputs, attributions: object) -> RemovableTokens:
         if isinstance(inputs, tuple):
             raise InputError("give sequences as a tensor or a mapping, a tuple does not say which entry is the mask")
+        if not isinstance(inputs, (Tensor, Mapping)):
+            raise InputError(f"inputs must be a tensor or a mapping, got {type(inputs).__name__}")
         entries = {self.tokens: inputs} if isinstance(inputs, Tensor) else dict(inputs)
         special = entries.pop("special_tokens_mask", None)
         sequence = entries.get(self.tokens)
         if not isinstance(sequence, Tensor) or sequence.ndim < 2:
             raise InputError(f"inputs must hold a sequence (N, T) or (N, T, D) as {self.tokens!r}")
+        if special is not None:
+            _check_per_token(special, "special_tokens_mask", sequence, exactly=True)
+        if self.attention_mask in entries:
+            _check_per_token(entries[self.attention_mask], self.attention_mask, sequence, exactly=True)
+        for name in self.along if self.mode == "delete" else ():
+            if name in entries:
+                _check_per_token(entries[name], name, sequence, exactly=False)
         if self.mode == "mask" and self.mask_token is None and not sequence.is_floating_point():
             raise InputError('mode="mask" needs mask_token, the id of the mask token')
         scores = attributions.get(self.tokens) if isinstance(attributions, Mapping) else attributions
@@ -151,11 +162,21 @@ class RemovableTokens(RemovableUnits):
         if self.plain:
             return result[self.removal.tokens]
         if "position_ids" in result:
+            check_tensor(result["position_ids"], "position_ids")
             result["position_ids"] = place.clamp(min=0).to(result["position_ids"])
         if self.removal.attention_mask is not None:
             mask = self.entries.get(self.removal.attention_mask)
             result[self.removal.attention_mask] = attended.to(torch.long if mask is None else mask.dtype)
         return result
+
+
+def _check_per_token(values: object, name: object, sequence: Tensor, *, exactly: bool) -> None:
+    """Refuses an entry that does not hold one value (or, unless `exactly`, several) for each token."""
+    tokens = sequence.shape[:2]
+    fits = isinstance(values, Tensor) and (values.shape if exactly else values.shape[:2]) == tokens
+    if not fits:
+        got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        raise InputError(f"inputs must hold a value for each of the {tuple(tokens)} tokens as {name!r}, got {got}")
 
 
 def _gathered(values: Tensor, order: Tensor, present: Tensor, filler: int) -> Tensor:
