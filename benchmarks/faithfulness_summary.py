@@ -6,6 +6,7 @@ python -m benchmarks.faithfulness_summary    # docs/results/faithfulness.md and 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -40,6 +41,8 @@ KEY_COLUMNS = (
     "class separation",
 )
 """Columns that the comparisons look at, where a table has them."""
+SHOWN = (*KEY_COLUMNS, "infidelity", "max. sensitivity")
+"""Columns of the short tables."""
 CHAIN = ("TransformerRelevance", "AttentionRollout", "RawAttention", "LayerGradCam")
 """The order of the papers' tables, best first."""
 CONTROLS = ("Random", "InputXGradient")
@@ -76,10 +79,10 @@ def is_worse(first: Metric, second: Metric) -> Literal["", "worse", "clearly wor
     return "clearly worse" if sign * first[ends[0]] < sign * second[ends[1]] else "worse"
 
 
-def columns_of(task: dict[str, Any]) -> list[str]:
-    """The key columns that a table has."""
+def columns_of(task: dict[str, Any], among: Sequence[str] = KEY_COLUMNS) -> list[str]:
+    """Those of some columns that a table has."""
     first = next((m["metrics"] for m in task["methods"].values() if m["metrics"]), {})
-    return [column for column in KEY_COLUMNS if column in first]
+    return [column for column in among if column in first]
 
 
 def number(value: float | None) -> str:
@@ -88,8 +91,8 @@ def number(value: float | None) -> str:
 
 
 def key_table(task: dict[str, Any]) -> list[str]:
-    """Methods by key columns; the best is bold."""
-    columns = columns_of(task)
+    """Methods by the columns shown; the best is bold."""
+    columns = columns_of(task, SHOWN)
     rows = {name: entry["metrics"] for name, entry in task["methods"].items() if entry["metrics"]}
     arrows = {"lower": "↓", "higher": "↑"}
     heads = [f"{column} {arrows[next(iter(rows.values()))[column]['better']]}" for column in columns]
