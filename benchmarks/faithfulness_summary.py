@@ -161,15 +161,18 @@ def figure(task: dict[str, Any], path: Path) -> None:
     measured = [(n, m) for n, m in measured if "(" not in n or "(rules=" in n]  # no variants of a method that is shown
     measured.sort(key=lambda row: row[1]["negative, predicted"]["value"] - row[1]["positive, predicted"]["value"])
     colors = pyplot.get_cmap("tab20").colors
-    for place, (name, metrics) in enumerate(reversed(measured)):
+    used = {"o": 0, "s": 0}
+    for name, metrics in reversed(measured):
+        marker = "o" if name.partition(" ")[0] in ours() else "s"
+        used[marker] += 1
         x, y = metrics["positive, predicted"], metrics["negative, predicted"]
         axes.errorbar(
             x["value"],
             y["value"],
             xerr=[[x["value"] - x["low"]], [x["high"] - x["value"]]],
             yerr=[[y["value"] - y["low"]], [y["high"] - y["value"]]],
-            fmt="o" if name.partition(" ")[0] in ours() else "s",
-            color=colors[place % 20],
+            fmt=marker,
+            color=colors[used[marker] % 20],
             elinewidth=0.5,
             markersize=6,
             label=name.replace("TransformerLRP (rules=", "LRP ("),
