@@ -3,6 +3,7 @@
 import pytest
 import torch
 import transformers
+from every_class import CLASSES
 from golden_models import assert_relatively_close, published_bert, published_vit
 from tiny_models import TinyViT, randomise
 
@@ -10,22 +11,6 @@ import captum_transformer_attr as cta
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
 IMAGES = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(1))
-CLASSES = [
-    cta.TransformerRelevance,
-    cta.AttentionRelevance,
-    cta.TokenStatisticsRelevance,
-    cta.TokenTM,
-    cta.TransformerLRP,
-    cta.AttentionRollout,
-    cta.RawAttention,
-    cta.AttentionGradCam,
-    cta.PartialLRP,
-    cta.RelevanceRollout,
-    cta.FullGradPlus,
-    cta.AttCAT,
-    cta.LeGrad,
-    cta.ConsensusRelevance,
-]
 
 
 @pytest.mark.parametrize("name", ["vit_small_grid", "vit_14x14"])

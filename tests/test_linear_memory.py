@@ -3,6 +3,7 @@
 import pytest
 import torch
 import transformers
+from every_class import CLASSES
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -11,22 +12,10 @@ import captum_transformer_attr as cta
 from captum_transformer_attr.ops import attention
 
 METHODS = {
-    "TransformerRelevance": cta.TransformerRelevance,
-    "AttentionRelevance": cta.AttentionRelevance,
-    "TokenStatisticsRelevance": cta.TokenStatisticsRelevance,
-    "TokenTM": cta.TokenTM,
-    "AttentionRollout": cta.AttentionRollout,
-    "RawAttention": cta.RawAttention,
-    "AttentionGradCam": cta.AttentionGradCam,
-    "PartialLRP": cta.PartialLRP,
-    "RelevanceRollout": cta.RelevanceRollout,
-    "FullGradPlus": cta.FullGradPlus,
-    "AttCAT": cta.AttCAT,
-    "LeGrad": cta.LeGrad,
-    "ConsensusRelevance": cta.ConsensusRelevance,
+    **{method.__name__: method for method in CLASSES},
     **{
         f"TransformerLRP {rules}": lambda model, rules=rules: cta.TransformerLRP(model, rules=rules)
-        for rules in ("deep_taylor", "attnlrp", "cp", "libra")
+        for rules in ("attnlrp", "cp", "libra")  # deep_taylor is the default
     },
 }
 

@@ -10,6 +10,7 @@ import warnings
 
 import pytest
 import torch
+from every_class import CLASSES
 from tiny_models import TinyViT, randomise
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -18,22 +19,6 @@ import captum_transformer_attr as cta
 from captum_transformer_attr.recording.products import exact_products, settings
 
 IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
-METHODS = [
-    cta.TransformerRelevance,
-    cta.AttentionRelevance,
-    cta.TokenStatisticsRelevance,
-    cta.TokenTM,
-    cta.TransformerLRP,
-    cta.AttentionRollout,
-    cta.RawAttention,
-    cta.AttentionGradCam,
-    cta.PartialLRP,
-    cta.RelevanceRollout,
-    cta.FullGradPlus,
-    cta.AttCAT,
-    cta.LeGrad,
-    cta.ConsensusRelevance,
-]
 
 
 def values():
@@ -69,7 +54,7 @@ AROUND = {
 }
 
 
-@pytest.mark.parametrize("method", METHODS, ids=lambda m: m.__name__)
+@pytest.mark.parametrize("method", CLASSES, ids=lambda m: m.__name__)
 @pytest.mark.parametrize("around", AROUND)
 def test_surroundings_change_nothing(around, method):
     model = randomise(TinyViT())
@@ -108,7 +93,7 @@ class Products(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("method", METHODS, ids=lambda m: m.__name__)
+@pytest.mark.parametrize("method", CLASSES, ids=lambda m: m.__name__)
 @pytest.mark.parametrize("precision", ["high", "medium"])
 def test_every_product_of_an_attribution_is_exact(method, precision):
     torch.set_float32_matmul_precision(precision)
